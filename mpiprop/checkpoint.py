@@ -1,0 +1,153 @@
+"""Window <-> HDF5: atomic, verified, versioned (schema in the README of configs/ and in `mpiprop inspect`).
+
+A file is written under a temporary name in the same folder, synced, read back and only then renamed over the previous one,
+so at every moment a whole checkpoint lies on the disk. Vectors carry fletcher32 sums; texts have fixed length and so live in
+object headers, which HDF5's newest format checksums (variable-length ones would not be): a flipped bit or a cut end is found
+on loading.
+"""
+
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__
+from .core.errors import RunError, UserError
+from .core.theta import Layout, State, Theta
+from .picard.propeller import Window
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A window and the run it belongs to."""
+
+    window: Window
+    stage: str
+    seed: int
+    config: str  # the resolved configuration, YAML text
+    complete: bool = False  # theta_T of the last stage
+    version: str = __version__
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path` in one piece or not at all. Raises RunError, leaving the previous file, if it cannot."""
+    import h5py
+
+    part = path.with_name(f".{path.name}.part")
+    x = checkpoint.window.x
+    try:
+        with h5py.File(part, "w", libver="latest") as file:
+            file.attrs.update(format=FORMAT, tau=x.tau, k=checkpoint.window.k, e=checkpoint.window.e, seed=checkpoint.seed,
+                              complete=checkpoint.complete)
+            vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
+                       **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
+            texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
+                     "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
+            file.attrs.update({name: np.bytes_(text.encode()) for name, text in texts.items()})
+            file.create_group("x")
+            _put_text(file, "x/layout", x.theta.layout.to_json())
+            for name, vector in vectors.items():
+                _put(file, name, vector)
+        with open(part, "rb+") as raw:
+            os.fsync(raw.fileno())
+        _verify(part)
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        kept = f"; the previous checkpoint {path} is whole" if path.exists() else ""
+        raise RunError(f"cannot write the checkpoint {part}: {_first_line(error)}{kept}. Free some space and run again "
+                       "with --resume") from None
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint at `path`, its tensors on `device`. Raises UserError if it is missing, damaged or of another format."""
+    import h5py
+
+    with _reading(path), h5py.File(path, "r") as file:
+        attrs = {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
+        if attrs.get("format") != FORMAT:
+            raise UserError(f"{path}: checkpoint format {attrs.get('format')}, this mpiprop {__version__} reads {FORMAT}")
+        layout = Layout.from_json(file["x/layout"][()].decode())
+        theta = Theta(_get(file["x/flat"], device), layout)
+        names = attrs["vectors"].split()
+        slots = {name.removeprefix("x/slots/"): _get(file[name], device) for name in names if name.startswith("x/slots/")}
+        guess = tuple(Theta(_get(file[name], device), layout) for name in names if name.startswith("guess/"))
+        if theta.flat.numel() != layout.L:
+            raise UserError(f"{path}: damaged: /x/flat holds {theta.flat.numel()} numbers, its layout {layout.L}")
+        return Checkpoint(Window(State(int(attrs["tau"]), theta, slots), guess, float(attrs["e"]), int(attrs["k"])),
+                          attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),
+                          attrs["mpiprop"])
+
+
+def inspect(path: Path) -> str:
+    """What a checkpoint holds, as text, after reading all of it. Raises UserError where it does not verify."""
+    import h5py
+
+    _verify(path)
+    with _reading(path), h5py.File(path, "r") as file:
+        lines = [f"{path}: verified, {path.stat().st_size / 1e6:.1f} MB"]
+        lines += [f"  {name:9s} {value.decode() if isinstance(value, bytes) else value}"
+                  for name, value in sorted(file.attrs.items()) if name not in ("config", "vectors")]
+        file.visititems(lambda name, item: lines.append(f"  /{name}  {item.shape} {item.dtype}")
+                        if isinstance(item, h5py.Dataset) and item.shape else None)
+        layout = Layout.from_json(file["x/layout"][()].decode())
+        lines += [f"    {e.name}: {tuple(e.shape)} at {e.offset}, {e.group or 'rides along'}" for e in layout.entries]
+    return "\n".join(lines)
+
+
+def _put(file, name: str, values: Tensor) -> None:
+    values = values.detach().cpu().numpy()
+    file.create_dataset(name, data=values, chunks=(max(1, min(len(values), 1 << 20)),), fletcher32=True)
+
+
+def _put_text(file, name: str, text: str) -> None:
+    import h5py
+
+    data = np.array(text.encode())
+    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    create.set_layout(h5py.h5d.COMPACT)
+    dataset = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(data.dtype), h5py.h5s.create(h5py.h5s.SCALAR), create)
+    dataset.write(h5py.h5s.create(h5py.h5s.SCALAR), h5py.h5s.create(h5py.h5s.SCALAR), data)
+
+
+def _get(dataset, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(dataset[()]).to(device)
+
+
+def _verify(path: Path) -> None:
+    """Read every byte of every dataset: HDF5 compares the checksums."""
+    import h5py
+
+    with _reading(path), h5py.File(path, "r") as file:
+        if "vectors" not in file.attrs:
+            raise UserError(f"{path}: not a checkpoint of mpiprop")
+        for name in ("x/layout", *file.attrs["vectors"].decode().split()):
+            file[name][()]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what HDF5 says of a bad file into one line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a flipped bit can surface as nearly anything
+        raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)}); move it away and start afresh, "
+                        "or put a copy in its place") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().strip("'\"").splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,247 @@
+"""The run's configuration: YAML with overrides as frozen records, complete and checked; and the manual of every key.
+
+Defaults live in the records below and in the components' own signatures (components.py); a YAML holds what differs.
+"""
+
+import importlib
+import inspect
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+
+from .components import PACKAGE, Node, classes, convert, describe_kind, key, parameters, plain, suggestion
+from .core.errors import UserError
+from .core.steps import Schedule
+
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout
+VERBATIM = ("prompt", "image")  # overrides taken as they are, never read as YAML
+COMPONENTS = ("picard", "views", "shapes", "render", "priors", "guidance")  # packages whose classes `use` may name
+
+
+@dataclass(frozen=True)
+class Window:
+    size: int = key("steps evaluated side by side, p; 1 is the sequential method", 7, lo=1)
+    threshold: Literal["auto"] | float = key(
+        "first threshold e (mean square per trained number); 0 is the exact method, auto follows the optimiser's steps",
+        "auto", lo=0)
+    decay: float = key("gamma: share of e kept from one iteration to the next", 0.9, lo=0, hi=1)
+    aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e", "median")
+    predict: Literal["copy", "momentum"] = key(
+        "what new steps start from: the last iterate, or a line along its momentum", "momentum")
+    relative: float = key("with threshold auto: e in units of one optimiser step's mean square", 10.0, lo=0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every_s: float = key("time between checkpoints (s)", 60.0, lo=0)
+
+
+@dataclass(frozen=True)
+class Preview:
+    every_s: float = key("time between previews (s); 0: none", 30.0, lo=0)
+    size: int = key("height and width of a view (pixels)", 128, lo=1)
+    views: int = key("views side by side", 4, lo=1)
+
+
+@dataclass(frozen=True)
+class Turntable:
+    frames: int = key("views around the object, from the front", 60, lo=1)
+    size: int = key("height and width of a view (pixels)", 256, lo=1)
+    fps: int = key("frames a second", 20, lo=1)
+
+
+@dataclass(frozen=True)
+class MeshOut:
+    resolution: int = key("cells along each side of the box", 128, lo=2)
+    threshold: Literal["auto"] | float = key("density at the surface; auto: the mean where not empty", "auto", lo=0)
+
+
+@dataclass(frozen=True)
+class Term:
+    name: str = key("name in the log; its random draws are keyed by it")
+    views: Node = key("where to look from")
+    guidance: Node = key("what is wanted there")
+    weight: Schedule = key("factor of the guidance's loss", 1.0)
+    penalties: dict[str, Schedule] = key("weight of each penalty, by name", dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str = key("name in the log and in checkpoints")
+    steps: int = key("optimiser steps, T", lo=1)
+    shape: Node = key("what is optimised")
+    material: Node = key("how it answers light")
+    background: Node = key("what is behind it")
+    render: Node = key("how a picture is made of it")
+    optimiser: Node = key("one step, h-dagger")
+    terms: tuple[Term, ...] = key("summands of the loss")
+    window: Window = key("what differs from the run's window", Window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    prompt: str = key("what to make", "")
+    image: str | None = key("picture to start from (file)", None)
+    seed: int = key("same seed, same bits", 0, lo=0)
+    device: Literal["auto", "cpu", "cuda"] = key("where to compute; auto: a GPU if there is one", "auto")
+    threads: int = key("CPU threads of each rank", 1, lo=1)
+    window: Window = key("the sliding window", Window)
+    checkpoint: Checkpoint = key("window.h5", Checkpoint)
+    preview: Preview = key("previews/", Preview)
+    turntable: Turntable = key("turntable.gif", Turntable)
+    mesh: MeshOut = key("mesh.glb", MeshOut)
+    stages: tuple[Stage, ...] = key("stages, in order")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {name.value!r} given twice", problem_mark=name.start_mark)
+            seen.add(name.value if isinstance(name, yaml.ScalarNode) else name)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+for _dialect in (_Loader, _Dumper):  # YAML 1.1 takes 1e-3 for text
+    _dialect.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+                                   list("-+.0123456789"))
+
+
+def loads(text: str, where: str) -> Any:
+    """The plain data that YAML `text` stands for."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not YAML{f' (line {mark.line + 1})' if mark else ''}: {problem}") from None
+
+
+def names() -> list[str]:
+    """The configurations that come with the program."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Run:
+    """The configuration `name` (of `names()`, or a file) with `key=value` overrides, checked and complete."""
+    where = f"configs/{name}.yaml" if name in names() else name
+    return parse(read(name, overrides), where)
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> dict:
+    """The YAML of configuration `name` as plain data, with `a.b.0.c=value` overrides put in."""
+    path = CONFIGS / f"{name}.yaml" if name in names() else Path(name)
+    try:
+        tree = loads(path.read_text(encoding="utf-8"), name)
+    except OSError:
+        raise UserError(f"{name}: no such configuration or file{suggestion(name, names())}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not a text file") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{name}: needs keys and values ({', '.join(f.name for f in fields(Run))})")
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path:
+            raise UserError(f"{override}: an override reads key=value")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise UserError(f"{path}: not UTF-8 text")
+        tree = _put(tree, path.split("."), value if path in VERBATIM else loads(value, override), path)
+    return tree
+
+
+def _put(tree: Any, names: Sequence[str], value: Any, path: str) -> Any:
+    """`tree` with `value` at `names`; the original stays as it is."""
+    if not names:
+        return value
+    first, *rest = names
+    if tree is None or isinstance(tree, dict):
+        return {**(tree or {}), first: _put((tree or {}).get(first), rest, value, path)}
+    if not isinstance(tree, list):
+        raise UserError(f"{path}: there are no keys in {reprlib.repr(tree)}, so no {first!r}")
+    if not first.isdecimal() or int(first) >= len(tree):
+        raise UserError(f"{path}: no {first!r} in a list numbered 0 to {len(tree) - 1}")
+    return [_put(item, rest, value, path) if i == int(first) else item for i, item in enumerate(tree)]
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Run:
+    """The run that plain data describes; messages begin with `where`."""
+    try:
+        run = convert(Run, _inherit(tree), "")
+        lists = {"stages": run.stages} | {f"stages.{i}.terms": stage.terms for i, stage in enumerate(run.stages)}
+        for path, parts in lists.items():
+            if not parts or len({part.name for part in parts}) < len(parts):
+                raise UserError(f"{path}: needs at least one entry, each with a name of its own")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return run
+
+
+def _inherit(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`tree` with each stage's window completed by the run's."""
+    try:
+        return {**tree, "stages": [{**stage, "window": {**(tree.get("window") or {}), **(stage.get("window") or {})}}
+                                   for stage in tree["stages"]]}
+    except (AttributeError, KeyError, TypeError):
+        return tree  # something is missing or of another kind: left for `convert` to say
+
+
+def resolved(run: Run) -> str:
+    """The run as YAML with nothing left out: reading it gives the same run."""
+    tree = plain(run)
+    for stage in tree["stages"]:
+        stage["window"] = {name: value for name, value in stage["window"].items() if value != tree["window"][name]}
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
+def describe() -> str:
+    """Every key with its kind, default and meaning: of a run, then of each component that comes with mpiprop."""
+    lines = ["keys of a run:", *_manual(Run, "")]
+    for use, component in components().items():
+        about, _, _ = (docs := inspect.getdoc(component) or "").partition("\n\n")
+        told = {name: " ".join(text.split()) for name, text in re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", docs)}
+        lines += ["", f'use: "{use}"', *(f"  {line}" for line in about.splitlines())]
+        for name, (kind, default) in parameters(component)[1].items():
+            lines += _entry(name, kind, default, told.get(name, ""))
+    return "\n".join(lines)
+
+
+def _manual(record: type, prefix: str) -> Iterator[str]:
+    hints = get_type_hints(record)
+    for f in fields(record):
+        kind, inner = hints[f.name], get_args(hints[f.name])
+        if is_dataclass(f.default_factory) and not prefix:
+            yield from _manual(kind, f"{f.name}.")
+        elif inner and is_dataclass(inner[0]):
+            yield from _manual(inner[0], f"{prefix}{f.name}.0.")
+        else:
+            default = f.default if f.default_factory is MISSING else {}
+            yield from _entry(prefix + f.name, kind, default, f.metadata["doc"])
+
+
+def _entry(name: str, kind: Any, default: Any, doc: str) -> list[str]:
+    shown = "required"
+    if default is not MISSING:
+        flow = yaml.dump([plain(default)], Dumper=_Dumper, default_flow_style=True, width=9999)
+        shown = f"default {flow.strip()[1:-1]}"
+    return [f"  {name}: {describe_kind(kind)} ({shown})", *([f"      {doc}"] if doc else [])]
+
+
+def components() -> dict[str, type]:
+    """The classes with keys that come with mpiprop, by what `use` says."""
+    files = [path for package in COMPONENTS for path in sorted((PACKAGE / package).glob("[a-z]*.py"))]
+    return {f"{module}:{cls.__name__}": cls for module in (f"{path.parent.name}.{path.stem}" for path in files)
+            for cls in classes(importlib.import_module(f"mpiprop.{module}"))
+            if not cls.__name__.startswith("_") and parameters(cls)[1]}

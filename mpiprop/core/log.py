@@ -1,0 +1,73 @@
+"""What the run says while it runs: one progress line, run.log (every line with time and rank), metrics.jsonl."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from time import monotonic, strftime
+
+
+class Log:
+    """The console and the files of a run folder; other ranks than 0 keep quiet."""
+
+    def __init__(self, folder: Path | None = None, rank: int = 0) -> None:
+        self.rank, self.tty, self.drawn, self.noted = rank, on_terminal(), -1e9, -1e9
+        self.log = open(folder / "run.log", "a", buffering=1) if folder else None
+        self.metrics = folder / "metrics.jsonl" if folder else None
+
+    def say(self, line: str, *, error: bool = False) -> None:
+        """A line for the console and for run.log."""
+        if self.rank == 0:
+            self._clear()
+            print(line, file=sys.stderr if error else sys.stdout, flush=True)
+        self.note(line)
+
+    def progress(self, line: str, *, last: bool = False) -> None:
+        """The progress line: redrawn in place on a terminal, every 10 seconds elsewhere and in run.log."""
+        now = monotonic()
+        if last or now - self.drawn > (0.2 if self.tty else 10):
+            self.drawn = now
+            print("\r\x1b[K" + line if self.tty else line, end="\n" if last or not self.tty else "", flush=True)
+        if last or now - self.noted > 10:
+            self.noted = now
+            self.note(line)
+
+    def record(self, **values: object) -> None:
+        """One line of metrics.jsonl."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def rewind(self, stage: str, k: int) -> None:
+        """Forget the metrics of `stage` after iteration k: a resumed run writes them anew."""
+        if not self.metrics.exists():
+            return
+        kept, passed = [], False
+        for line in self.metrics.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the line that a kill cut short
+            passed = record["stage"] == stage and record["k"] > k
+            if passed:
+                break
+            kept.append(line + "\n")
+        self.metrics.write_text("".join(kept))
+
+    def note(self, line: str) -> None:
+        """A line for run.log alone."""
+        if self.log:
+            self.log.write(f"{strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {line}\n")
+
+    def _clear(self) -> None:
+        if self.tty:
+            print("\r\x1b[K", end="")
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches: mpirun gives its first rank a pseudo-terminal even where its own output is a file."""
+    if "PMIX_RANK" not in os.environ:
+        return sys.stdout.isatty()
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith("/dev/pts/")
+    except OSError:
+        return False

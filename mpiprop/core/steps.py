@@ -1,0 +1,57 @@
+"""Pure functions of the step tau: schedules and random streams.
+
+Every random draw of the program comes from a stream keyed by (seed, tau, name); there is no generator state to save, to
+restore or to diverge between ranks, and a step evaluated twice sees the same noise (DreamPropeller, appendix C). Draws are
+made on the CPU and moved, so they are the same numbers on every device. The key is hashed: neighbouring seeds share nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+Schedule = float | Sequence[Sequence[float]]
+"""A number, or knots [[step, value], ...]: linear between them, constant outside."""
+
+
+def at(schedule: Schedule, tau: int) -> float:
+    """The schedule's value at step tau."""
+    if not isinstance(schedule, Sequence):
+        return float(schedule)
+    knots = [(float(step), float(value)) for step, value in schedule]
+    if tau <= knots[0][0]:
+        return knots[0][1]
+    for (s0, v0), (s1, v1) in zip(knots, knots[1:]):
+        if tau < s1:
+            return v0 + (v1 - v0) * (tau - s0) / (s1 - s0)
+    return knots[-1][1]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one step: `rng("noise")` is a fresh generator, the same one whoever asks and whenever."""
+
+    seed: int
+    tau: int
+    prefix: str = ""
+
+    def __call__(self, name: str) -> Generator:
+        key = f"{self.seed}/{self.tau}/{self.prefix}{name}".encode()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        return Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def of(self, name: str) -> "Streams":
+        """The streams of a part of the step, apart from those of every other part."""
+        return Streams(self.seed, self.tau, f"{self.prefix}{name}/")
+
+
+def uniform(rng: Generator, *shape: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
+    """Uniform draws in [lo, hi) of the given shape, on the CPU."""
+    return torch.rand(shape, generator=rng) * (hi - lo) + lo
+
+
+def normal(rng: Generator, *shape: int) -> Tensor:
+    """Standard normal draws of the given shape, on the CPU."""
+    return torch.randn(shape, generator=rng)

@@ -1,0 +1,55 @@
+"""Penalties on what was rendered, beside the score (DreamFusion, section 3.2 and appendix A.2; Magic3D; HiFA).
+
+Letters: B views, H x W pixels, S samples. Each takes an image and its views and returns a scalar.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..views.cameras import Image, Samples, Views
+
+
+def orient(image: Image, views: Views) -> Tensor:
+    """Sum over samples of weight max(0, normal . direction)^2, per pixel that is not empty: normals that face away from
+    the camera. The weights are not differentiated (Ref-NeRF, eq. 11)."""
+    samples = _samples(image, "orient")
+    if samples.normals is None:
+        raise UserError("penalties.orient: the shape has no normals; set shape.normal or remove the penalty")
+    away = (samples.normals * samples.directions).sum(-1).clamp(min=0)
+    return (samples.weights.detach() * away.square()).sum() / (image.opacity > 0).sum().clamp(min=1)
+
+
+def sparsity(image: Image, views: Views) -> Tensor:
+    """Mean of sqrt(opacity^2 + 0.01)."""
+    return (image.opacity.square() + 0.01).sqrt().mean()
+
+
+def opaque(image: Image, views: Views) -> Tensor:
+    """Mean binary entropy of the opacity, held in [0.001, 0.999]: pixels half covered."""
+    opacity = image.opacity.clamp(1e-3, 1 - 1e-3)
+    return -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
+
+
+def z_variance(image: Image, views: Views) -> Tensor:
+    """Mean, over pixels of opacity > 0.5, of the variance of depth under the weights normalised to one."""
+    samples = _samples(image, "z_variance")
+    opacity = image.opacity.reshape(-1)
+    share = samples.weights / opacity.clamp(min=1e-5)[samples.ray]
+    zeros = torch.zeros_like(opacity)
+    mean = zeros.index_add(0, samples.ray, share * samples.t)
+    variance = zeros.index_add(0, samples.ray, share * (samples.t - mean[samples.ray]).square())
+    solid = opacity > 0.5
+    return variance[solid].sum() / solid.sum().clamp(min=1)
+
+
+PENALTIES: dict[str, Callable[[Image, Views], Tensor]] = {
+    "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
+
+
+def _samples(image: Image, name: str) -> Samples:
+    if image.samples is None:
+        raise UserError(f"penalties.{name}: the renderer keeps no samples; use render.volume:Volume or remove the penalty")
+    return image.samples

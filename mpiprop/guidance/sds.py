@@ -1,0 +1,75 @@
+"""Score distillation sampling (DreamFusion, Eq. (3)): render, add noise, and follow what the prior would take away.
+
+B views, R = 2 + K texts per view (prompts.Condition), x0 and x_t [B, C, h, w] in the prior's space.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Schedule, Streams, at, normal
+from mpiprop.guidance.base import WEIGHTS, annealed, guided, perp_neg, surrogate, timesteps
+from mpiprop.priors.base import Prior
+from mpiprop.priors.prompts import Prompts
+from mpiprop.views.cameras import Image, Views
+
+
+class SDS:
+    """The gradient w(t) (eps_guided - eps) of each view in the prior's space, carried to the image by the encoder.
+
+    scale: of classifier-free guidance
+    cfg: A: cond + scale (cond - uncond), as DreamFusion; B: uncond + scale (cond - uncond), as Perp-Neg was published
+    weighting: w(t): sds: 1 - alpha_bar; uniform: 1; fantasia3d: sqrt(alpha_bar) (1 - alpha_bar)
+    t_min: smallest timestep (fraction of all)
+    t_max: largest timestep (fraction of all)
+    anneal: over so many steps t goes from t_max to t_min by a square root, as in HiFA; 0: t is drawn
+    per_sample_t: draw t for each view; otherwise one for the whole batch
+    grad_clip: largest absolute value of an entry of the gradient
+    rescale: mix of the prediction rescaled to the conditional one's deviation, against saturation; 0: off
+    """
+
+    def __init__(self, prior: Prior, prompts: Prompts, *, scale: Schedule = 100.0, cfg: Literal["A", "B"] = "A",
+                 weighting: Literal["sds", "uniform", "fantasia3d"] = "sds", t_min: Schedule = 0.02,
+                 t_max: Schedule = 0.98, anneal: int = 0, per_sample_t: bool = True,
+                 grad_clip: Schedule | None = None, rescale: float = 0.0) -> None:
+        self.prior, self.prompts = prior, prompts.to(prior.device)
+        self.scale, self.cfg, self.weight, self.rescale = scale, cfg, WEIGHTS[weighting], rescale
+        self.t_min, self.t_max, self.anneal, self.per_sample_t = t_min, t_max, anneal, per_sample_t
+        self.grad_clip = grad_clip
+
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
+        """The scalar |g|^2 / 2B whose gradient in x0 is g / B; numbers: t, sds (the scalar), grad_norm (of g / B)."""
+        x0 = self.prior.encode(image.rgb.permute(0, 3, 1, 2), rng("posterior"))
+        t = self.timesteps(len(x0), tau, rng)
+        bar = self.prior.alpha_bar[t].float().view(-1, 1, 1, 1).to(x0.device)
+        eps = normal(rng("noise"), *x0.shape).to(x0.device)
+        x_t = bar.sqrt() * x0.detach() + (1 - bar).sqrt() * eps
+        g = self.weight(bar) * (self.predict(x_t, t.to(x0.device), views, tau) - eps)
+        if self.grad_clip is not None:
+            c = at(self.grad_clip, tau)
+            g = g.clamp(-c, c) + 0 * g  # an infinity becomes NaN, to be refused, rather than c
+        scalar = surrogate(x0, g)
+        numbers = torch.stack([scalar.detach(), g.norm() / len(g)]).tolist()
+        return scalar, {"sds": numbers[0], "grad_norm": numbers[1], "t": float(t.float().mean())}
+
+    def timesteps(self, B: int, tau: int, rng: Streams) -> Tensor:
+        """Timesteps [B] of the step, on the CPU."""
+        T, lo, hi = len(self.prior.alpha_bar), at(self.t_min, tau), at(self.t_max, tau)
+        if self.anneal:
+            lo = hi = annealed(tau, self.anneal, lo, hi)
+        if not 0 <= lo <= hi <= 1:
+            raise UserError(f"guidance: t_min {lo:g} and t_max {hi:g} at step {tau}; need 0 <= t_min <= t_max <= 1")
+        lo, hi = (min(round(T * fraction), T - 1) for fraction in (lo, hi))
+        return timesteps(rng("t"), B, lo, hi, self.per_sample_t)
+
+    def predict(self, x_t: Tensor, t: Tensor, views: Views, tau: int) -> Tensor:
+        """The guided noise prediction: one call of the prior for every text of every view."""
+        condition = self.prompts(views.azimuth, views.elevation)
+        R, B = condition.text.shape[:2]
+        rows = self.prior.eps(x_t.repeat(R, 1, 1, 1), t.repeat(R), condition.text.flatten(0, 1))
+        cond, uncond, *negatives = rows.view(R, B, *x_t.shape[1:])
+        if negatives:
+            cond = perp_neg(uncond, cond, torch.stack(negatives), condition.weights)
+        return guided(uncond, cond, at(self.scale, tau), self.cfg, self.rescale)

@@ -1,0 +1,181 @@
+"""h-dagger: one optimiser step on a flat vector, then the renewal of what rides along (DreamPropeller, Eq. 9).
+
+Optimisers hold configuration only; their moments are the slots of the State, so copying, saving and predicting are plain
+arithmetic on values. Each works on whole learning-rate groups (contiguous spans), never tensor by tensor. Letters: g the
+gradient, m and v its averages, eta the learning rate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+from ..core import steps
+from ..core.errors import UserError
+from ..core.steps import Schedule
+from ..core.theta import Drift, Layout, State, Theta
+
+
+class Optimiser:
+    """Learning-rate groups and schedules; `lr` is one schedule or one per group. Groups left out of `lr` do not train."""
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, layout: Layout, lr: Schedule | dict[str, Schedule]) -> None:
+        self.groups = layout.groups
+        self.lr = lr if isinstance(lr, dict) else dict.fromkeys(self.groups, lr)
+        if unknown := set(self.lr) - set(self.groups):
+            raise UserError(f"optimiser.lr: no group {sorted(unknown)[0]!r}; this system has {', '.join(self.groups)}")
+
+    def start(self, theta: Theta) -> State:
+        """The state before the first step: theta_0 and zero slots [D]."""
+        return State(0, theta, {name: torch.zeros_like(theta.trained) for name in self.slots})
+
+    def __call__(self, drift: Drift, x: State) -> State:
+        """The next state. The slots of x are spent: they are the next state's."""
+        theta = replace(x.theta, flat=x.theta.flat.clone())
+        for group, eta in self._rates(x.tau):
+            span = self.groups[group]
+            self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], x.tau, eta)
+        return State(x.tau + 1, theta, x.slots)
+
+    def predict(self, x: State, n: int) -> Sequence[Theta]:
+        """Guesses for the n steps after x if the averages stayed as they are: a straight line along the momentum."""
+        if n == 0:
+            return []
+        move = torch.zeros_like(x.theta.flat)
+        if x.tau:
+            for group, eta in self._rates(x.tau):
+                span = self.groups[group]
+                move[span] = self.drift_of([x.slots[name][span] for name in self.slots], x.tau).mul_(-eta)
+        guesses = [x.theta]
+        for _ in range(n):
+            guesses.append(replace(x.theta, flat=guesses[-1].flat + move))
+        return guesses[1:]
+
+    def _rates(self, tau: int) -> list[tuple[str, float]]:
+        return [(group, eta) for group, schedule in self.lr.items() if (eta := steps.at(schedule, tau)) != 0.0]
+
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+        """Advance theta and slots of one group in place by step tau."""
+        raise NotImplementedError
+
+    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+        """The direction in which step tau would move theta, against the sign, by the averages alone."""
+        raise NotImplementedError
+
+
+class Adam(Optimiser):
+    """Adam (Kingma & Ba 2015), bias-corrected.
+
+    lr: learning rate, a schedule or one per group
+    betas: decay of the averages of g and of its square
+    eps: added to the root of the second average
+    weight_decay: added to the gradient as weight_decay * theta
+    """
+
+    slots = ("m", "v")
+    kernel = staticmethod(adam)
+
+    def __init__(self, layout: Layout, *, lr: Schedule | dict[str, Schedule] = 1e-2,
+                 betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.0) -> None:
+        super().__init__(layout, lr)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+        m, v = slots
+        count = torch.tensor(float(tau), device=theta.device)
+        self.kernel([theta], [g], [m], [v], [], [count], foreach=False, fused=True, amsgrad=False, maximize=False,
+                    beta1=self.betas[0], beta2=self.betas[1], lr=eta, weight_decay=self.weight_decay, eps=self.eps)
+
+    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+        m, v = slots
+        root = (v / (1 - self.betas[1] ** tau)).sqrt_().add_(self.eps)
+        return (m / (1 - self.betas[0] ** tau)).div_(root)
+
+
+class AdamW(Adam):
+    """Adam with weight decay apart from the gradient (Loshchilov & Hutter 2019): theta shrinks by lr * weight_decay.
+
+    lr: learning rate, a schedule or one per group
+    betas: decay of the averages of g and of its square
+    eps: added to the root of the second average
+    weight_decay: share of theta lost per unit of learning rate
+    """
+
+    kernel = staticmethod(adamw)
+
+    def __init__(self, layout: Layout, *, lr: Schedule | dict[str, Schedule] = 1e-2,
+                 betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.01) -> None:
+        super().__init__(layout, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+class SGD(Optimiser):
+    """Stochastic gradient descent with heavy-ball momentum.
+
+    lr: learning rate, a schedule or one per group
+    momentum: decay of the sum of gradients; 0 is plain descent
+    """
+
+    slots = ("m",)
+
+    def __init__(self, layout: Layout, *, lr: Schedule | dict[str, Schedule] = 1e-2, momentum: float = 0.0) -> None:
+        super().__init__(layout, lr)
+        self.momentum = momentum
+
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+        slots[0].mul_(self.momentum).add_(g)
+        theta.add_(slots[0], alpha=-eta)
+
+    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+        return slots[0].clone()
+
+
+class Adan(Optimiser):
+    """Adan (Xie et al. 2022, Algorithm 1, proximal weight decay): Adam with Nesterov's look-ahead through gradient differences.
+
+    lr: learning rate, a schedule or one per group
+    betas: decay of the averages of g, of its differences and of the square of their look-ahead
+    eps: added to the root of the third average
+    weight_decay: share of theta lost per unit of learning rate
+    """
+
+    slots = ("m", "d", "n", "previous")
+
+    def __init__(self, layout: Layout, *, lr: Schedule | dict[str, Schedule] = 1e-3,
+                 betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-8,
+                 weight_decay: float = 0.0) -> None:
+        super().__init__(layout, lr)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+        (m, d, n, previous), (b1, b2, b3) = slots, self.betas
+        difference = g - previous if tau else torch.zeros_like(g)
+        m.lerp_(g, 1 - b1)
+        d.lerp_(difference, 1 - b2)
+        n.lerp_(difference.mul_(b2).add_(g).square_(), 1 - b3)
+        previous.copy_(g)
+        theta.sub_(self.drift_of(slots, tau + 1), alpha=eta).div_(1 + eta * self.weight_decay)
+
+    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+        (m, d, n, _), (b1, b2, b3) = slots, self.betas
+        root = (n / (1 - b3 ** tau)).sqrt_().add_(self.eps)
+        return (m / (1 - b1 ** tau)).add_(d, alpha=b2 / (1 - b2 ** tau)).div_(root)
+
+
+class Rollout:
+    """h-dagger: the optimiser's step, then `refresh(theta, tau)` renews riding state for the step that begins."""
+
+    def __init__(self, optimiser: Optimiser, refresh: Callable[[Theta, int], Theta]) -> None:
+        self.optimiser, self.refresh = optimiser, refresh
+
+    def start(self, theta: Theta) -> State:
+        """x_0, with the riding state of step 0."""
+        return self.optimiser.start(self.refresh(theta, 0))
+
+    def __call__(self, drift: Drift, x: State) -> State:
+        x = self.optimiser(drift, x)
+        return replace(x, theta=self.refresh(x.theta, x.tau))

@@ -1,0 +1,53 @@
+"""What a prior is: a frozen diffusion model that says which noise it sees in an image (DreamFusion, section 2).
+
+B images, T timesteps, V strings, N tokens of width E, x0 and x_t [B, C, h, w] in the space the model denoises.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from mpiprop.core.errors import UserError
+
+
+class Prior(Protocol):
+    """A frozen model of images given text. Building one is cheap: weights are read when they are first used."""
+
+    device: torch.device
+    alpha_bar: Tensor  # [T] float64 on the CPU, the cumulative product of 1 - beta
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The embeddings [V, N, E] float32 on the CPU of the strings; what encoded them is freed."""
+
+    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+        """x0 of rgb [B, 3, H, W] in [0, 1], of any size; differentiable."""
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The image [B, 3, H, W] in [0, 1] of x0."""
+
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The noise predicted in x_t at timesteps t [B] given text [B, N, E]; not differentiable."""
+
+
+def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
+    """The table [T] float64 of a diffusers scheduler configuration; raises UserError for one that it does not cover."""
+    T, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 2e-2)
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise UserError("scheduler: rescale_betas_zero_snr is not supported: x_T would hold no image at all")
+    if scheduler.get("trained_betas") is not None:
+        beta = torch.tensor(scheduler["trained_betas"], dtype=torch.float64)
+    elif kind == "linear":
+        beta = torch.linspace(start, end, T, dtype=torch.float64)
+    elif kind == "scaled_linear":
+        beta = torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64) ** 2
+    elif kind == "squaredcos_cap_v2":  # Improved DDPM, Eq. (17)
+        s = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+        f = torch.cos((s + 0.008) / 1.008 * (math.pi / 2)) ** 2
+        beta = (1 - f[1:] / f[:-1]).clamp_max(0.999)
+    else:
+        raise UserError(f"scheduler: beta_schedule {kind!r} is not one of linear, scaled_linear, squaredcos_cap_v2")
+    return torch.cumprod(1 - beta, 0)

@@ -1,0 +1,62 @@
+"""A prior whose noise prediction is known exactly: Gaussian pictures of a coloured disc on white.
+
+If x0 ~ N(mu, s^2), then E[eps | x_t] = sigma (x_t - alpha mu) / (alpha^2 s^2 + sigma^2): the posterior mean of a
+linear Gaussian model. Enough for a small field to become a ball of the prompt's colour in seconds, and for tests to
+know the truth.
+B images, V strings, h = w = size pixels, x0 and x_t [B, 3, h, w].
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from mpiprop.priors.base import alpha_bar
+
+COLOURS = {"red": (0.9, 0.1, 0.1), "orange": (1.0, 0.5, 0.0), "yellow": (0.95, 0.85, 0.1), "green": (0.1, 0.65, 0.15),
+           "turquoise": (0.1, 0.8, 0.75), "blue": (0.1, 0.2, 0.9), "purple": (0.5, 0.1, 0.7), "pink": (1.0, 0.5, 0.75)}
+GREY = (0.5, 0.5, 0.5)
+SHADES = {"front": 1.0, "back": 0.5}  # so that a view's text can be told from another's
+
+
+class ClosedForm:
+    """Gaussian pictures of a disc in the first colour that the text names (grey if none), darker seen from the back.
+
+    size: of the pictures (pixels)
+    radius: of the disc (half widths of the picture)
+    spread: standard deviation s of the pictures, in [-1, 1] units
+    """
+
+    def __init__(self, device: torch.device | str, *, size: int = 16, radius: float = 0.6, spread: float = 0.2) -> None:
+        self.device, self.size, self.spread = torch.device(device), size, spread
+        self.alpha_bar = alpha_bar({"num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
+                                    "beta_start": 0.00085, "beta_end": 0.012})
+        x = (torch.arange(size, device=self.device) + 0.5) * (2 / size) - 1
+        self.disc = ((radius - torch.hypot(x[:, None], x)) * (size / 2) + 0.5).clamp(0, 1)  # coverage [h, w]
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The disc's colour [V, 1, 3] in each string."""
+        def colour(words: list[str]) -> Tensor:
+            rgb = next((COLOURS[word] for word in words if word in COLOURS), GREY)
+            return torch.tensor(rgb) * next((SHADES[word] for word in words if word in SHADES), 0.75)
+
+        return torch.stack([colour(string.lower().replace(",", " ").split()) for string in strings])[:, None]
+
+    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+        """The picture in [-1, 1] at the prior's size; nothing is drawn."""
+        return F.interpolate(rgb, (self.size, self.size), mode="bilinear", align_corners=False) * 2 - 1
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The picture in [0, 1]."""
+        return (x0 / 2 + 0.5).clamp(0, 1)
+
+    def mean(self, text: Tensor) -> Tensor:
+        """mu [B, 3, h, w] in [-1, 1] of text [B, 1, 3]."""
+        return 1 - 2 * self.disc * (1 - text[:, 0, :, None, None])
+
+    @torch.no_grad()
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """E[eps | x_t], exactly."""
+        bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
+        return (1 - bar).sqrt() * (x_t - bar.sqrt() * self.mean(text)) / (bar * self.spread ** 2 + 1 - bar)

@@ -1,0 +1,155 @@
+"""Diffusion models of the diffusers family as priors: Stable Diffusion (latent) and DeepFloyd IF (pixel).
+
+B images, V strings, N tokens of width E, x0 and x_t [B, C, h, w]. DreamFusion, section 2;
+v-prediction: Salimans and Ho 2022, appendix D.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import normal
+from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.parts import Parts
+from mpiprop.priors.prompts import encode
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class Diffusion:
+    """A UNet conditioned on text alone, its noise schedule, and how to read both."""
+
+    def __init__(self, device: torch.device | str, parts: Parts, dtype: str) -> None:
+        self.device, self.parts = torch.device(device), parts
+        half = "float16" if self.device.type == "cuda" else "float32"
+        self.dtype: torch.dtype = getattr(torch, half if dtype == "auto" else dtype)
+        self.config = parts.config("unet")
+        if self.config.get("addition_embed_type") not in (None, "text"):
+            raise UserError(f"model {parts.model!r}: its UNet wants more than text (addition_embed_type "
+                            f"{self.config['addition_embed_type']!r}); give a Stable Diffusion 1 or 2, or DeepFloyd IF")
+        scheduler = parts.config("scheduler")
+        self.alpha_bar = alpha_bar(scheduler)
+        self.prediction: str = scheduler.get("prediction_type", "epsilon")
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise UserError(f"model {parts.model!r}: prediction_type {self.prediction!r} is not supported; "
+                            "give a model that predicts epsilon or v_prediction")
+
+    @cached_property
+    def unet(self) -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        return self._place(UNet2DConditionModel, "unet")
+
+    @torch.no_grad()
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The predicted noise [B, C, h, w] float32; a v-prediction is converted: eps = alpha v + sigma x_t."""
+        out = self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype)).sample
+        out = out[:, : x_t.shape[1]].float()  # DeepFloyd appends a variance
+        if self.prediction == "epsilon":
+            return out
+        bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
+        return bar.sqrt() * out + (1 - bar).sqrt() * x_t
+
+    def _place(self, cls: type, part: str) -> Any:
+        module = self.parts.load(part, cls, self.dtype).to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.device.type == "cuda" else module
+
+
+class StableDiffusion(Diffusion):
+    """Stable Diffusion 1 and 2 and whatever is built like them: CLIP text, latents of a VAE.
+
+    model: "builtin", a folder in the diffusers layout, or a hub id (owner/name)
+    variant: of the weight files, such as fp16
+    revision: of the hub repository
+    dtype: of the networks; auto: float16 on CUDA, float32 otherwise
+    resolution: to which renders are resized (pixels); default: what the model was trained at
+    """
+
+    def __init__(self, device: torch.device | str, *, model: str = "builtin", variant: str | None = None,
+                 revision: str | None = None, dtype: Dtype = "auto", resolution: int | None = None) -> None:
+        super().__init__(device, Parts(model, variant, revision), dtype)
+        vae = self.parts.config("vae")
+        if vae["latent_channels"] != self.config["in_channels"]:
+            raise UserError(f"model {model!r}: its UNet wants {self.config['in_channels']} channels, its VAE makes "
+                            f"{vae['latent_channels']}; give a text-to-image model")
+        channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
+        self.resolution = resolution or self.config["sample_size"] * 2 ** (len(channels) - 1)
+        self.scale, self.shift = vae["scaling_factor"], vae.get("shift_factor") or 0.0
+        self._vae = vae["_class_name"]
+
+    @cached_property
+    def vae(self) -> nn.Module:
+        import diffusers
+
+        if self._vae not in ("AutoencoderKL", "AutoencoderTiny"):
+            raise UserError(f"model {self.parts.model!r}: the VAE class {self._vae} is not supported")
+        return self._place(getattr(diffusers, self._vae), "vae")
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The last hidden states [V, N, E] of the CLIP text encoder."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        tokenizer = self.parts.load("tokenizer", CLIPTokenizer)
+        encoder = self._place(CLIPTextModel, "text_encoder")
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        return encode(tokenizer, encoder, strings, length)
+
+    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+        """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w] float32, differentiable in rgb."""
+        made = self.vae.encode(_to_model(rgb, self.resolution).to(self.dtype))
+        if self._vae == "AutoencoderTiny":
+            x0 = made.latents.float()
+        else:
+            q = made.latent_dist
+            x0 = (q.mean + q.std * normal(rng, *q.mean.shape).to(q.mean)).float()
+        return (x0 - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """The image [B, 3, H, W] in [0, 1] that the VAE reads in x0."""
+        return _from_model(self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample)
+
+
+class DeepFloyd(Diffusion):
+    """DeepFloyd IF, first stage: T5 text, no latents; renders are resized to 64 x 64 pixels.
+
+    model: a folder in the diffusers layout or a hub id (owner/name); the hub asks to accept the licence first
+    variant: of the weight files, such as fp16
+    revision: of the hub repository
+    dtype: of the networks; auto: float16 on CUDA, float32 otherwise
+    """
+
+    TOKENS = 77  # what IF was trained with, whatever T5 could read
+
+    def __init__(self, device: torch.device | str, *, model: str = "DeepFloyd/IF-I-XL-v1.0", variant: str | None = None,
+                 revision: str | None = None, dtype: Dtype = "auto") -> None:
+        super().__init__(device, Parts(model, variant, revision), dtype)
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The last hidden states [V, 77, E] of T5, in which padding was masked."""
+        from transformers import T5EncoderModel, T5Tokenizer
+
+        tokenizer = self.parts.load("tokenizer", T5Tokenizer)
+        encoder = self._place(T5EncoderModel, "text_encoder")
+        return encode(tokenizer, encoder, [s.lower().strip() for s in strings], self.TOKENS, masked=True)
+
+    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+        """The pixels in [-1, 1], [B, 3, h, w] at the model's resolution; nothing is drawn."""
+        return _to_model(rgb, self.config["sample_size"])
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The pixels of x0 in [0, 1]."""
+        return _from_model(x0)
+
+
+def _to_model(rgb: Tensor, size: int) -> Tensor:
+    return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False) * 2 - 1
+
+
+def _from_model(x: Tensor) -> Tensor:
+    return (x.float() / 2 + 0.5).clamp(0, 1)

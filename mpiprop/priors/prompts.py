@@ -1,0 +1,208 @@
+"""The prompt as seen from each view: which text describes a render, and which texts it must not look like.
+
+DreamFusion, section 3.2 (view-dependent prompts); Perp-Neg (Armandpour et al. 2023).
+B views, V strings, N tokens of width E, K negatives per view, R = 2 + K texts per view: positive, unconditional,
+negatives.
+
+A table of directions turns views into mixing weights over the V strings that were encoded once, so every text of a
+batch is one matrix product and belongs to its view by construction.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import pi, radians
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpiprop.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The texts of a batch of views; `text.flatten(0, 1)` are the rows of one UNet call, by whole batches."""
+
+    text: Tensor  # [R, B, N, E]: positive, unconditional, then K negatives
+    weights: Tensor  # [K, B]: Perp-Neg's, below zero where a negative pushes away
+
+
+class Directions(Protocol):
+    """A table of view-dependent prompts."""
+
+    def strings(self, prompt: str) -> list[str]:
+        """The V strings to encode; the last is the negative prompt, the one before it the prompt without a view."""
+
+    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixing weights [R, B, V] of the strings in every text, and the weights [K, B] of the negatives."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The encoded strings of one prompt: made on one rank, sent to all."""
+
+    embeddings: Tensor  # [V, N, E] float32
+    directions: Directions
+
+    @classmethod
+    def of(cls, prior: Any, directions: Directions, prompt: str) -> "Prompts":
+        """The prompts that the prior's text encoder makes of `prompt`."""
+        return cls(prior.embed(directions.strings(prompt)), directions)
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        return Prompts(self.embeddings.to(device), self.directions)
+
+    def __call__(self, azimuth: Tensor, elevation: Tensor) -> Condition:
+        """The texts for views at azimuth [B] in (-pi, pi] and elevation [B], radians."""
+        mix, weights = self.directions(azimuth.cpu(), elevation.cpu())
+        to = self.embeddings.device
+        return Condition(torch.einsum("rbv,vne->rbne", mix.to(to), self.embeddings), weights.to(to))
+
+
+def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
+    """The encoder's last hidden states [V, length, E], float32 on the CPU.
+
+    A text that is too long is cut before its end token, with a warning; so are words that the tokenizer cannot write
+    left out. Raises UserError where it can write none, as when its vocabulary is missing.
+    """
+    strings = list(strings)
+    words = list(dict.fromkeys(re.findall(r"\w+", " ".join(strings))))
+    unknown = [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False)["input_ids"]]
+    if unknown == words != []:
+        raise UserError(f"prompt {strings[0]!r}: the model's tokenizer knows no word of it; is its vocabulary there?")
+    if unknown:
+        log.warning("the model's tokenizer does not know: %s", ", ".join(unknown))
+    longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len)
+    if len(longest) > length:
+        log.warning("the prompt is too long: with its view it has %d tokens, the model reads %d; lost: %r",
+                    len(longest), length, tokenizer.decode(longest[length - 1:-1]))
+    tokens = tokenizer(strings, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    mask = tokens["attention_mask"].to(encoder.device) if masked else None
+    with torch.no_grad():
+        return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
+
+
+class Plain:
+    """The same text for every view.
+
+    negative: what the unconditional text says
+    """
+
+    def __init__(self, *, negative: str = "") -> None:
+        self.negative = negative
+
+    def strings(self, prompt: str) -> list[str]:
+        return [prompt, self.negative]
+
+    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+        mix = torch.eye(2)[:, None].expand(2, len(azimuth), 2)
+        return mix, mix.new_zeros(0, len(azimuth))
+
+
+class Four:
+    """Side, front, back and overhead views; the last that matches wins (DreamFusion, section 3.2).
+
+    front_deg: a view is from the front below this azimuth (degrees)
+    back_deg: a view is from the back when it is closer to 180 than this (degrees)
+    overhead_deg: a view is from overhead above this elevation (degrees)
+    perp_neg: strength of Perp-Neg, which also interpolates between views; 0: off, 1: as published
+    negative: what the unconditional text says
+    front: the front view's text, instead of "{prompt}, front view"
+    side: the side view's text
+    back: the back view's text
+    overhead: the overhead view's text
+    """
+
+    SIDE, FRONT, BACK, OVERHEAD, V = 0, 1, 2, 3, 6
+
+    def __init__(self, *, front_deg: float = 45.0, back_deg: float = 45.0, overhead_deg: float = 60.0,
+                 perp_neg: float = 0.0, negative: str = "", front: str | None = None, side: str | None = None,
+                 back: str | None = None, overhead: str | None = None) -> None:
+        self.front_below, self.back_above = radians(front_deg), pi - radians(back_deg)
+        self.overhead_above = radians(overhead_deg)
+        self.perp_neg, self.negative = perp_neg, negative
+        self.texts = {"side": side, "front": front, "back": back, "overhead": overhead}
+
+    def strings(self, prompt: str) -> list[str]:
+        views = [text or f"{prompt}, {view} view" for view, text in self.texts.items()]
+        return [*views, prompt, self.negative]
+
+    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+        turn, overhead = azimuth.abs(), elevation > self.overhead_above
+        if self.perp_neg:
+            return self._perp_neg(turn / (pi / 2), overhead)
+        view = torch.full_like(turn, self.SIDE, dtype=torch.long)
+        view[turn < self.front_below] = self.FRONT
+        view[turn > self.back_above] = self.BACK
+        view[overhead] = self.OVERHEAD
+        return torch.stack([_pick(view, self.V), _last(view, self.V)]), turn.new_zeros(0, len(turn))
+
+    def _perp_neg(self, quarter: Tensor, overhead: Tensor) -> tuple[Tensor, Tensor]:
+        """Between front (0), side (1) and back (2) quarter turns; the weights of the published code."""
+        side, front, back, above = (_pick(torch.full_like(quarter, v, dtype=torch.long), self.V)
+                                    for v in (self.SIDE, self.FRONT, self.BACK, self.OVERHEAD))
+        ahead, r = quarter < 1, torch.where(quarter < 1, 1 - quarter, 2 - quarter)
+        mix = torch.where(ahead[:, None], torch.lerp(side, front, r[:, None]), torch.lerp(back, side, r[:, None]))
+        mix = torch.where(overhead[:, None], above, mix)
+        first, second = torch.where(ahead[:, None], front, side), torch.where(ahead[:, None], side, front)
+        f_first = torch.where(ahead, _decay(r, 4, -2.426), _decay(r, 1, -0.606))
+        f_second = torch.where(ahead, _decay(1 - r, 4, -2.426), _decay(r, 1, 0.967))
+        weights = -self.perp_neg * torch.stack([f_first, f_second]) * ~overhead
+        return torch.stack([mix, _last(r, self.V), first, second]), weights
+
+
+class Eight:
+    """Eight views around, each also from above, and overhead: the captions the built-in prior was trained on.
+
+    above_deg: a view is "from above" over this elevation (degrees)
+    overhead_deg: a view is from overhead over this elevation (degrees)
+    interpolate: mix the texts of the two nearest views around instead of taking the nearest
+    opposite: Perp-Neg weight that pushes away from the view from the other side; 0: off
+    negative: what the unconditional text says
+    """
+
+    AROUND = ("front", "front left", "left side", "back left", "back", "back right", "right side", "front right")
+    OVERHEAD, V = 16, 19
+
+    def __init__(self, *, above_deg: float = 25.0, overhead_deg: float = 60.0, interpolate: bool = False,
+                 opposite: float = 0.0, negative: str = "") -> None:
+        self.above, self.overhead = radians(above_deg), radians(overhead_deg)
+        self.interpolate, self.opposite, self.negative = interpolate, opposite, negative
+
+    def strings(self, prompt: str) -> list[str]:
+        views = [f"{prompt}, {view} view{up}" for up in ("", " from above") for view in self.AROUND]
+        return [*views, f"{prompt}, overhead view", prompt, self.negative]
+
+    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+        sector = azimuth / (pi / 4)
+        positive = self._around(sector, elevation)
+        rows, weights = [positive, _last(sector, self.V)], sector.new_zeros(0, len(sector))
+        if self.opposite:
+            rows.append(self._around(sector + 4, elevation))
+            weights = -self.opposite * (elevation <= self.overhead)[None].to(sector)
+        return torch.stack(rows), weights
+
+    def _around(self, sector: Tensor, elevation: Tensor) -> Tensor:
+        low, part = sector.floor(), sector - sector.floor()
+        part = part if self.interpolate else (part >= 0.5).to(part)
+        above = 8 * (elevation > self.above)
+        here, next_ = (_pick((low.long() + step) % 8 + above, self.V) for step in (0, 1))
+        overhead = _pick(torch.full_like(above, self.OVERHEAD), self.V)
+        return torch.where((elevation > self.overhead)[:, None], overhead, torch.lerp(here, next_, part[:, None]))
+
+
+def _pick(view: Tensor, V: int) -> Tensor:
+    return F.one_hot(view, V).float()
+
+
+def _last(like: Tensor, V: int) -> Tensor:
+    return _pick(torch.full_like(like, V - 1, dtype=torch.long), V)
+
+
+def _decay(r: Tensor, a: float, c: float) -> Tensor:
+    return a * torch.exp(-0.5 * r) + c

@@ -1,0 +1,73 @@
+"""One stage of a run, from its configuration: the scene on every rank, the unit where it evaluates, the rollout on root."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .components import Node, build, plain
+from .config import Run
+from .core.steps import Streams
+from .core.theta import Theta
+from .picard import threshold
+from .picard.propeller import Predictor, Threshold, Window, copies
+from .picard.rollout import Rollout
+from .priors.base import Prior
+from .priors.prompts import Prompts
+from .scene import Scene
+from .unit import ComputationUnit, Term
+
+
+class Stage:
+    """A stage's parts, made when asked for: root loads no prior, workers no optimiser."""
+
+    def __init__(self, run: Run, index: int, device: torch.device) -> None:
+        self.run, self.config, self.device = run, run.stages[index], device
+        self.name, self.T = self.config.name, self.config.steps
+        self.init = Streams(run.seed, 0).of(f"{self.name}/init")
+        self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
+                           build(self.config.background, self.init), build(self.config.render), device)
+        self.views = [build(term.views) for term in self.config.terms]
+        self._priors: dict[str, Prior] = {}
+
+    def embeddings(self) -> list[Tensor]:
+        """The encoded texts of every term: done on one rank, whose text encoder is freed at once."""
+        return [Prompts.of(self._prior(term.guidance), build(term.guidance.part("prompts")), self.run.prompt).embeddings
+                for term in self.config.terms]
+
+    def unit(self, embeddings: Sequence[Tensor]) -> ComputationUnit:
+        """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
+        terms = []
+        for term, views, encoded in zip(self.config.terms, self.views, embeddings):
+            prompts = Prompts(encoded, build(term.guidance.part("prompts")))
+            guidance = build(term.guidance, self._prior(term.guidance), prompts)
+            terms.append(Term(term.name, views, guidance, term.weight, term.penalties))
+        return ComputationUnit(self.scene, terms, self.run.seed)
+
+    def rollout(self) -> Rollout:
+        """h-dagger."""
+        optimiser = build(self.config.optimiser, self.scene.layout)
+
+        def refresh(theta: Theta, tau: int) -> Theta:
+            return self.scene.refresh(theta, tau, Streams(self.run.seed, tau).of(f"{self.name}/riding"))
+        return Rollout(optimiser, refresh)
+
+    def open_window(self, rollout: Rollout) -> Window:
+        """The window of a stage that begins."""
+        rule = self.config.window.threshold
+        return Window(rollout.start(self.scene.theta()), (), 0.0 if rule == "auto" else rule)
+
+    def threshold(self) -> Threshold:
+        """The rule for e: threshold 0 stays exact, auto follows the optimiser's steps, else Algorithm 2's."""
+        window = self.config.window
+        if window.threshold == "auto":
+            return threshold.relative(window.decay, window.relative)
+        return threshold.fixed if window.threshold == 0 else threshold.adaptive(window.decay, window.aggregate)
+
+    def predictor(self, rollout: Rollout) -> Predictor:
+        return rollout.optimiser.predict if self.config.window.predict == "momentum" else copies
+
+    def _prior(self, guidance: Node) -> Prior:
+        """The prior of a guidance; one object for all that say the same."""
+        node = guidance.part("prior")
+        return self._priors.setdefault(repr(plain(node)), build(node, self.device))

@@ -1,0 +1,186 @@
+"""Volume rendering of density fields by quadrature along rays (Max 1995; DreamFusion, section 3.2).
+
+Letters: B views, H x W pixels, R = B H W rays, S samples that survive, along all rays together, ray after ray.
+Empty cells of the field's occupancy grid are stepped over; of the rest, samples that no light reaches (T < 1e-4) or that
+hold almost nothing are dropped before anything is differentiated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
+
+from ..core.errors import UserError
+from ..core.steps import Streams, uniform
+from ..shapes.base import Field
+from ..shapes.occupancy import threshold
+from ..views.cameras import Image, Samples, Views
+
+EARLY_STOP = 1e-4  # transmittance at which a ray ends
+
+Shade = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""Colours [S, 3] of features [S, 3] at positions [S, 3] with normals [S, 3], lit from [S, 3]."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rays and which samples belong to which."""
+
+    origins: Tensor  # [R, 3]
+    directions: Tensor  # [R, 3] unit
+    ray: Tensor  # [S] ascending
+    t: Tensor  # [S] middle of the sample's interval
+
+    def positions(self) -> Tensor:
+        return torch.addcmul(self.origins[self.ray], self.directions[self.ray], self.t[:, None])
+
+    def only(self, keep: Tensor) -> "Packed":
+        return Packed(self.origins, self.directions, self.ray[keep], self.t[keep])
+
+
+class Volume:
+    """A renderer of fields by equal steps along each ray through the box.
+
+    samples: steps along the box's diagonal
+    chunk: rays at a time in evaluation renders (bounds their memory)
+    backend: what finds the samples in occupied cells: "torch" (any device) or "nerfacc" (CUDA)
+    """
+
+    def __init__(self, *, samples: int = 512, chunk: int = 16384,
+                 backend: Literal["torch", "nerfacc"] = "torch") -> None:
+        self.samples, self.chunk = samples, chunk
+        self.march = _march if backend == "torch" else _march_nerfacc
+
+    def step(self, field: Field) -> float:
+        """The distance between samples (world units)."""
+        return 2 * sqrt(3) * field.radius / self.samples
+
+    def __call__(self, field: Field, shade: Shade, background: Callable[[Tensor], Tensor], views: Views,
+                 rng: Streams | None = None, normals: bool = True) -> Image:
+        """The image of `field` before `background` (colours of directions [B, H, W, 3]); rng None: evaluation, without
+        jitter and in chunks, whose samples are not kept. Differentiable in all parameters."""
+        origins, directions = views.rays()
+        behind = background(directions)
+        shape = directions.shape[:3]
+        view = torch.arange(len(views), device=directions.device).repeat_interleave(shape[1] * shape[2])
+        rays = (origins.reshape(-1, 3), directions.reshape(-1, 3), views.light[view])
+        if rng is None:
+            parts = [self._render(field, shade, *part, None, normals)[0]
+                     for part in zip(*(each.split(self.chunk) for each in rays))]
+            channels, samples = torch.cat(parts), None
+        else:
+            jitter = uniform(rng("render.jitter"), len(view)).to(view.device)
+            channels, samples = self._render(field, shade, *rays, jitter, normals)
+        rgb, opacity, depth, normal = channels.unflatten(0, shape).split([3, 1, 1, channels.shape[1] - 5], -1)
+        rgb = torch.addcmul(rgb, 1 - opacity, behind)
+        return Image(rgb, opacity, depth, normalize(normal, dim=-1) if normal.shape[-1] else None, samples)
+
+    def _render(self, field: Field, shade: Shade, origins: Tensor, directions: Tensor, light: Tensor,
+                jitter: Tensor | None, normals: bool) -> tuple[Tensor, Samples]:
+        """Colour, opacity, depth and (where wanted) normal summed along each ray [R, 5 or 8], and the samples."""
+        step = self.step(field)
+        packed = self._visible(field, origins, directions, jitter, step)
+        positions = packed.positions()
+        if normals:
+            density, features, normal = field.density_and_normal(positions)
+        else:
+            density, features = field.both(positions)
+            normal = None
+        weights = composite_weights(density * step, packed.ray, len(origins))
+        colour = shade(features, positions, normal, light[packed.ray])
+        channels = [colour, torch.ones_like(colour[:, :1]), packed.t[:, None]] + [normal] * normals
+        summed = colour.new_zeros(len(origins), 8 if normals else 5)
+        summed = summed.index_add(0, packed.ray, torch.cat(channels, -1) * weights[:, None])
+        return summed, Samples(packed.ray, packed.t, weights, positions, directions[packed.ray], normal)
+
+    @torch.no_grad()
+    def _visible(self, field: Field, origins: Tensor, directions: Tensor, jitter: Tensor | None, step: float) -> Packed:
+        """The samples worth differentiating."""
+        grid, least = field.occupancy(), 0.0
+        if grid is not None:
+            least = threshold(grid, step)
+            grid = grid * step > least
+        else:
+            grid = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
+        jitter = origins.new_zeros(len(origins)) if jitter is None else jitter
+        packed = self.march(origins, directions, grid, field.radius, step, jitter)
+        thickness = field.density(packed.positions()) * step
+        passed = _before(thickness.double(), packed.ray, len(origins)).neg().exp()
+        return packed.only((passed >= EARLY_STOP) & (-torch.expm1(-thickness) >= least))
+
+
+def composite_weights(thickness: Tensor, ray: Tensor, rays: int) -> Tensor:
+    """Shares w_i = T_i (1 - exp(-thickness_i)) [S] of the samples in their pixels; T_i = exp(-sum of thickness before i
+    on the same ray). `ray` [S] ascending, in 0..rays-1. Differentiable once, in the thickness."""
+    return _Weights.apply(thickness, ray, rays)
+
+
+class _Weights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, thickness: Tensor, ray: Tensor, rays: int) -> Tensor:
+        before = _before(thickness.double(), ray, rays)
+        passed = torch.exp(-before)
+        weights = passed * -torch.expm1(-thickness.double())
+        ctx.save_for_backward(weights, passed - weights, ray)
+        ctx.rays = rays
+        return weights.to(thickness.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        weights, passed_after, ray = ctx.saved_tensors
+        hidden = _before((grad * weights).flip(0), (ctx.rays - 1 - ray).flip(0), ctx.rays).flip(0)
+        return (grad * passed_after - hidden).to(grad.dtype), None, None
+
+
+def _before(values: Tensor, ray: Tensor, rays: int) -> Tensor:
+    """For each sample [S] the sum of `values` (float64) of the samples before it on its ray."""
+    total = values.cumsum(0) - values
+    first = torch.searchsorted(ray, torch.arange(rays, device=ray.device)).clamp(max=max(len(ray) - 1, 0))
+    return total - total[first][ray] if len(ray) else total
+
+
+def _march(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float, step: float, jitter: Tensor) -> Packed:
+    """The points (jitter + k + 1/2) step of each ray that lie in an occupied cell of the box."""
+    cells = torch.tensor(occupied.shape, device=origins.device)
+    width = 2 * radius / cells
+    filled = occupied.nonzero()
+    if not len(filled):
+        none = origins.new_zeros(0)
+        return Packed(origins, directions, none.long(), none)
+    low, high = filled.amin(0) * width - radius, (filled.amax(0) + 1) * width - radius
+    slope = 1 / torch.where(directions.abs() < 1e-9, 1e-9, directions)
+    walls = torch.stack([(low - origins) * slope, (high - origins) * slope])
+    enter, leave = walls.amin(0).amax(-1).clamp(min=0), walls.amax(0).amin(-1)
+    k0 = torch.ceil(enter / step - jitter - 0.5)
+    count = (torch.floor(leave / step - jitter - 0.5) - k0 + 1).clamp(min=0).long()
+    ray = torch.arange(len(origins), device=origins.device).repeat_interleave(count)
+    start = k0 - (count.cumsum(0) - count)
+    t = (torch.arange(len(ray), device=ray.device) + (start + jitter)[ray] + 0.5) * step
+    packed = Packed(origins, directions, ray, t)
+    cell = ((packed.positions() + radius) / width).long().clamp_(min=0).minimum(cells - 1)
+    x, y, z = cell.unbind(-1)
+    return packed.only(occupied[x, y, z])
+
+
+def _march_nerfacc(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float, step: float,
+                   jitter: Tensor) -> Packed:
+    """The same points, found by nerfacc's traversal, which starts its lattice where a ray enters the box."""
+    try:
+        import nerfacc
+    except ImportError as error:
+        raise UserError(f"render.backend: 'nerfacc' is not installed ({error}); set render.backend: torch") from error
+    if not origins.is_cuda:
+        raise UserError("render.backend: 'nerfacc' needs a CUDA device; set render.backend: torch")
+    box = torch.tensor([3 * [-radius] + 3 * [radius]], device=origins.device)
+    near = jitter * step
+    intervals, samples, _ = nerfacc.traverse_grids(
+        origins.contiguous(), directions.contiguous(), occupied[None], box, near_planes=near,
+        far_planes=torch.full_like(near, 1e10), step_size=step, cone_angle=0.0)
+    middle = (intervals.vals[intervals.is_left] + intervals.vals[intervals.is_right]) / 2
+    return Packed(origins, directions, samples.ray_indices, middle)

@@ -1,0 +1,57 @@
+"""The pictures and files of a run, from one theta: previews while it runs, turntable, views, mesh and report at its end."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import Run
+from .core.log import Log
+from .core.theta import Theta
+from .recipe import Stage
+from .views.cameras import Views
+
+VIEWS = 12  # what views/ holds and `evaluate` looks at
+
+
+def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None) -> Tensor:
+    """Evaluation renders [B, H, W, 3] on the CPU of theta_T's scene, view by view; `stay` may raise in between."""
+    scene, pictures = stage.scene.load(theta, stage.T), []
+    for i in range(len(views)):
+        stay()
+        with torch.no_grad():
+            pictures.append(scene.render(views[i:i + 1], stage.T, normals=False).rgb[0].clamp(0, 1).cpu())
+    return torch.stack(pictures)
+
+
+def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> None:
+    """previews/STAGE-TAU.png: a few views side by side."""
+    from .export.pictures import png
+
+    size = run.preview.size
+    pictures = frames(stage, theta, stage.views[0].turntable(run.preview.views, (size, size)))
+    (folder / "previews").mkdir(exist_ok=True)
+    png(torch.cat(list(pictures), 1), folder / "previews" / f"{stage.name}-{tau:06d}.png")
+
+
+def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:
+    """All results of a finished run, and `done` last of all."""
+    from . import report
+    from .export.files import write as write_mesh
+    from .export.mesh import extract
+    from .export.pictures import film, has_ffmpeg, png
+
+    size, views = run.turntable.size, stage.views[0]
+    (folder / "views").mkdir(exist_ok=True)
+    for i, picture in enumerate(frames(stage, theta, views.turntable(VIEWS, (size, size)), stay)):
+        png(picture, folder / "views" / f"{i:03d}.png")
+    turn = frames(stage, theta, views.turntable(run.turntable.frames, (size, size)), stay)
+    film(turn, folder / "turntable.gif", run.turntable.fps)
+    if has_ffmpeg():
+        film(turn, folder / "turntable.mp4", run.turntable.fps)
+    stay()
+    write_mesh(extract(stage.scene.load(theta, stage.T), run.mesh.resolution, run.mesh.threshold, log.say), folder / "mesh.glb")
+    report.write([folder], folder / "report.html")
+    (folder / "done").write_text("")
+    log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {folder / 'mesh.glb'}")

@@ -1,0 +1,37 @@
+"""Where a run keeps what it makes: its name, whether it is finished, and which one --resume continues."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from .core.errors import UserError
+
+
+def slug(text: str, longest: int = 48) -> str:
+    """`text` as a file name: lower-case letters and digits, dashes between."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].strip("-") or "untitled"
+
+
+def choose(name: str, subject: str, seed: int, out: Path | None, resume: bool, root: Path = Path("runs")) -> Path:
+    """The folder to run in. Raises UserError rather than write over a run that is already there."""
+    if out is not None:
+        if not resume and ((out / "config.yaml").exists() or (out / "window.h5").exists()):
+            raise UserError(f"{out}: holds a run already; continue it with --resume or choose another --out")
+        return out
+    stem = f"{slug(name.removesuffix('.yaml'))}-{slug(subject)}-{seed}"
+    mine = [folder for folder in root.glob(f"{stem}*") if re.fullmatch(rf"{re.escape(stem)}(\.\d+)?", folder.name)
+            and _is_of(folder, subject, seed)]
+    if resume and (unfinished := [folder for folder in mine if not (folder / "done").exists()]):
+        return max(unfinished, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
+    taken = {folder.name for folder in root.glob(f"{stem}*")}
+    return root / next(name for i in range(1, 10**6) if (name := stem if i == 1 else f"{stem}.{i}") not in taken)
+
+
+def _is_of(folder: Path, subject: str, seed: int) -> bool:
+    """Whether the run in `folder` has this prompt or picture, and this seed."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        return config["seed"] == seed and subject in (config["prompt"], Path(config.get("image") or "").stem)
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False

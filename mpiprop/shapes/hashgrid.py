@@ -1,0 +1,116 @@
+"""A density field on a hash grid: DreamFusion's and Magic3D's coarse shape (Poole et al. 2022, section 3.2).
+
+Letters: N points.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+from ..core.steps import Streams
+from .base import Field
+from .encoding import HashEncoding
+from .networks import MLP, trunc_exp
+from .occupancy import EVERY, Occupancy
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus, "exp": torch.exp, "trunc_exp": trunc_exp}
+
+
+class HashGrid(Field):
+    """Density and three features from a hash encoding and two small networks, with a blob of matter to start from.
+
+    radius: half side of the box that holds everything (world units)
+    levels: grids in the pyramid, of 2 features each
+    log2_table: binary logarithm of the most entries a grid may have
+    base_resolution: cells a side of the coarsest grid
+    growth: resolution of a grid over that of the next coarser one
+    start_level: grids in use from the start; `levels` or more: all
+    start_step: step from which on further grids come into use
+    update_steps: steps from one further grid to the next
+    hidden: width of the networks' hidden layers
+    hidden_layers: hidden layers in each network
+    activation: what makes the raw density positive
+    blob: raw density added, "magic3d": scale (1 - |x| / std), "dreamfusion": scale exp(-|x|^2 / 2 std^2)
+    blob_scale: height of the blob
+    blob_std: radius of the blob (world units)
+    normal: where normals come from: the density's exact gradient, its forward differences, or nowhere
+    normal_step: step of the forward differences (world units)
+    occupancy_resolution: cells a side of the grid that tells where matter is
+    occupancy_decay: factor on what a cell remembers at each of its renewals
+    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same
+    """
+
+    def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,
+                 base_resolution: int = 16, growth: float = 1.447269237440378, start_level: int = 8,
+                 start_step: int = 2000, update_steps: int = 500, hidden: int = 64, hidden_layers: int = 1,
+                 activation: Literal["softplus", "exp", "trunc_exp"] = "softplus",
+                 blob: Literal["magic3d", "dreamfusion", "none"] = "magic3d", blob_scale: float = 10.0,
+                 blob_std: float = 0.5, normal: Literal["analytic", "finite_difference", "none"] = "analytic",
+                 normal_step: float = 0.01, occupancy_resolution: int = 32, occupancy_decay: float = 0.95,
+                 backend: Literal["torch", "tcnn"] = "torch") -> None:
+        super().__init__()
+        self.radius = radius
+        self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
+        widths = (self.encoding.channels, *hidden_layers * (hidden,))
+        self.density_network = MLP(rng.of("density"), *widths, 1)
+        self.feature_network = MLP(rng.of("features"), *widths, 3)
+        self.start_level, self.start_step, self.update_steps = start_level, start_step, update_steps
+        self.activation, self.blob = ACTIVATIONS[activation], blob
+        self.blob_scale, self.blob_std = blob_scale, blob_std
+        self.normal, self.normal_step, self.has_normals = normal, normal_step, normal != "none"
+        self.at(0)
+        self.cells = Occupancy(occupancy_resolution, occupancy_decay)
+        self.refresh(0, 0.0, rng)
+
+    def at(self, tau: int) -> None:
+        more = max(tau - self.start_step, 0) // self.update_steps
+        self.encoding.active = min(self.start_level + more, len(self.encoding.levels))
+
+    def density(self, x: Tensor) -> Tensor:
+        return self.activation(self.density_network(self.encoding(self._unit(x)))[:, 0] + self._blob(x)[0])
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        code = self.encoding(self._unit(x))
+        return self.activation(self.density_network(code)[:, 0] + self._blob(x)[0]), self.feature_network(code)
+
+    def density_and_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.normal == "finite_difference":
+            density, features = self.both(x)
+            steps = torch.eye(3, device=x.device)[:, None] * self.normal_step
+            ahead = self.density((x + steps).clamp(-self.radius, self.radius).view(-1, 3)).view(3, -1)
+            return density, features, normalize(density - ahead, dim=0).T
+        code, pull = self.encoding.vjp(self._unit(x))
+        raw, weights = self.density_network.value_and_gradient(code)
+        blob, slope = self._blob(x)
+        # The activation increases, so the raw density's gradient has the same direction, and it never underflows.
+        normal = -normalize(pull(weights) / (2 * self.radius) + slope, dim=-1)
+        return self.activation(raw + blob), self.feature_network(code), normal
+
+    def occupancy(self) -> Tensor:
+        return self.cells.grid()
+
+    def riding(self) -> dict[str, Tensor]:
+        return {"cells.values": self.cells.values}
+
+    def due(self, tau: int) -> bool:
+        return tau % EVERY == 0
+
+    def refresh(self, tau: int, step: float, rng: Streams) -> None:
+        self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, step, rng)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return (x / (2 * self.radius) + 0.5).clamp(0, 1)
+
+    def _blob(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """The blob's raw density [N] and its gradient [N, 3]."""
+        if self.blob == "none":
+            return 0.0, 0.0
+        distance = x.norm(dim=-1, keepdim=True)
+        if self.blob == "magic3d":
+            blob = self.blob_scale * (1 - distance / self.blob_std)
+            return blob[:, 0], -self.blob_scale / self.blob_std * x / distance.clamp(min=1e-9)
+        blob = self.blob_scale * torch.exp(-0.5 * (distance / self.blob_std) ** 2)
+        return blob[:, 0], -blob * x / self.blob_std ** 2

@@ -1,0 +1,87 @@
+"""What colour the features of a surface point have under a light (DreamFusion, section 3.2, "Shading").
+
+Letters: S points.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..core.errors import UserError
+from ..core.steps import Streams, uniform
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid, "scale_-11_01": lambda raw: raw / 2 + 0.5}
+Activation = Literal["sigmoid", "scale_-11_01"]
+
+
+class NoMaterial(nn.Module):
+    """The features' own colour, whatever the light.
+
+    activation: what makes a colour of the features
+    """
+
+    def __init__(self, *, activation: Activation = "sigmoid") -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+
+    def wants_normals(self, tau: int, rng: Streams | None) -> bool:
+        """Whether the shading of step tau reads normals."""
+        return False
+
+    def albedo(self, features: Tensor) -> Tensor:
+        """Colours [S, 3] of features [S, 3]."""
+        return self.activation(features)
+
+    def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
+                rng: Streams | None) -> Tensor:
+        """Colours [S, 3] of features [S, 3] at positions [S, 3], lit from `light` [S, 3]; rng None: evaluation."""
+        return self.albedo(features)
+
+
+class Diffuse(NoMaterial):
+    """Lambert's law with one point light and ambient light; every step's batch is shown as albedo, textureless or diffuse.
+
+    activation: what makes an albedo of the features
+    ambient: share of ambient light
+    soft_shading: draw the share of the point light anew for every batch, uniformly in [0, 1]
+    ambient_only_steps: steps at first that show the albedo alone
+    diffuse_prob: probability that a batch is shaded at all
+    textureless_prob: probability that a shaded batch is shown without its texture
+    """
+
+    def __init__(self, *, activation: Activation = "sigmoid", ambient: float = 0.1, soft_shading: bool = False,
+                 ambient_only_steps: int = 1000, diffuse_prob: float = 0.75, textureless_prob: float = 0.5) -> None:
+        super().__init__(activation=activation)
+        self.ambient, self.soft_shading, self.ambient_only_steps = ambient, soft_shading, ambient_only_steps
+        self.diffuse_prob, self.textureless_prob = diffuse_prob, textureless_prob
+
+    def shading(self, tau: int, rng: Streams | None) -> Literal["albedo", "textureless", "diffuse"]:
+        """How the batch of step tau is shown; rng None: evaluation."""
+        if tau < self.ambient_only_steps:
+            return "albedo"
+        if rng is None:
+            return "diffuse"
+        if uniform(rng("shading.diffuse"), 1) > self.diffuse_prob:
+            return "albedo"
+        return "textureless" if uniform(rng("shading.textureless"), 1) < self.textureless_prob else "diffuse"
+
+    def wants_normals(self, tau: int, rng: Streams | None) -> bool:
+        return self.shading(tau, rng) != "albedo"
+
+    def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
+                rng: Streams | None) -> Tensor:
+        shading = self.shading(tau, rng)
+        if shading == "albedo":
+            return self.albedo(features)
+        if normals is None:
+            raise UserError("material Diffuse: the shape has no normals to shade; set shape.normal or use NoMaterial")
+        diffuse = 1 - self.ambient
+        if self.soft_shading and rng is not None:
+            diffuse = uniform(rng("shading.soft"), 1).item()
+        towards = normalize(light - positions, dim=-1)
+        shade = (normals * towards).sum(-1, keepdim=True).clamp(min=0) * diffuse + (1 - diffuse)
+        return shade.expand(-1, 3) if shading == "textureless" else self.albedo(features).clamp(0, 1) * shade

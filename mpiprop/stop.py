@@ -1,0 +1,33 @@
+"""Whether the run has been asked to leave: SIGTERM, SIGUSR1 (any rank), or a file named `stop` in the run folder.
+
+Imported and armed before anything heavy, on every rank: launchers signal all of them, and one that dies by the default
+action takes the job along. Handlers only raise a flag; waits poll it.
+"""
+
+import signal
+from pathlib import Path
+from time import monotonic
+
+_asked: list[str] = []
+_folder: list[Path] = []
+_looked = [0.0]
+
+
+def listen() -> None:
+    """From now on SIGTERM and SIGUSR1 raise the flag instead of killing the process."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), lambda number, frame, name=name: _asked.append(name))
+
+
+def watch(folder: Path) -> None:
+    """Also leave when `folder`/stop appears."""
+    _folder[:] = [folder]
+
+
+def asked() -> str:
+    """Why the run should leave, or an empty string. The file is looked for at most twice a second."""
+    if not _asked and _folder and monotonic() - _looked[0] > 0.5:
+        _looked[0] = monotonic()
+        if (_folder[0] / "stop").exists():
+            _asked.append(f"{_folder[0] / 'stop'}")
+    return _asked[0] if _asked else ""

@@ -1,0 +1,70 @@
+"""How s(theta, tau) reaches whoever evaluates it: the in-process transport, and what every transport offers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Protocol
+
+from ..core.errors import Preempted
+from ..core.theta import Drift, Theta
+
+
+class Unit(Protocol):
+    """What evaluates: the drift of theta at tau, in a buffer that the next call may overwrite."""
+
+    def __call__(self, theta: Theta, tau: int) -> Drift: ...
+
+
+class Transport(Protocol):
+    """A parallel s, and the time it was evaluating."""
+
+    busy: "Busy"
+
+    def __call__(self, theta: Theta, tau: int): ...
+
+
+class Busy:
+    """Seconds during which at least one evaluation ran."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    def add(self, seconds: float) -> None:
+        """Count an evaluation that ended just now."""
+        now = perf_counter()
+        self.spans.append((now - seconds, now))
+
+    def since(self, start: float) -> float:
+        """The union of the evaluations counted since the last call, as far as they lie after `start`."""
+        total, reached = 0.0, start
+        for begin, end in sorted(self.spans):
+            total += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+        self.spans.clear()
+        return total
+
+
+@dataclass
+class Deferred:
+    """A drift evaluated in this process when it is asked for."""
+
+    transport: "Serial"
+    theta: Theta
+    tau: int
+
+    def result(self) -> Drift:
+        if self.transport.stopped():
+            raise Preempted
+        drift = self.transport.unit(self.theta, self.tau)
+        self.transport.busy.add(drift.seconds)
+        return replace(drift, grad=drift.grad.clone())
+
+
+class Serial:
+    """Everything in one process, one evaluation after the other; the bits that every other transport must give."""
+
+    def __init__(self, unit: Unit, stopped: Callable[[], bool]) -> None:
+        self.unit, self.stopped, self.busy = unit, stopped, Busy()
+
+    def __call__(self, theta: Theta, tau: int) -> Deferred:
+        return Deferred(self, theta, tau)

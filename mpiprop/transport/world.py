@@ -1,0 +1,97 @@
+"""The ranks of the job, or this process alone: who is root, which device is mine, and doing a thing together.
+
+Without a launcher MPI is not even imported. Under one, `together` is the only collective: every rank does its part, then
+all learn whether anybody failed, so that a mistake ends the job everywhere with one line and one exit code.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.errors import MISTAKE, RunError, UserError
+
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
+RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def launched_rank() -> int:
+    """This process's rank as the launcher's environment tells it, before MPI is up; 0 without one."""
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+
+
+@dataclass(frozen=True)
+class World:
+    comm: Any = None  # MPI.Comm, or None for a process alone
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def open(cls) -> "World":
+        """All ranks of the launcher. Raises UserError where the launcher and the MPI library do not belong together."""
+        if not any(name in os.environ for name in (*RANKS[:3], "SLURM_STEP_ID")):
+            return cls()
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD.Dup()
+        told = next((int(os.environ[name]) for name in SIZES if name in os.environ), comm.size)
+        if comm.size != told:
+            raise UserError(f"the launcher started {told} ranks, the MPI library sees {comm.size}: mpirun and libmpi are of "
+                            "different kinds (set MPI4PY_LIBMPI, or use the mpirun of the same installation)")
+        return cls(comm, comm.rank, comm.size)
+
+    @property
+    def root(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def host(self) -> str:
+        return socket.gethostname()
+
+    def device(self, wanted: str) -> torch.device:
+        """This rank's device: GPUs are dealt out to the ranks of a host in turn. Raises UserError for a GPU not there."""
+        if wanted == "cpu" or wanted == "auto" and not torch.cuda.is_available():
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise UserError(f"device=cuda: no usable GPU on {self.host}; use device=cpu or device=auto")
+        local = 0
+        if self.comm is not None:
+            from mpi4py import MPI
+            local = self.comm.Split_type(MPI.COMM_TYPE_SHARED).rank
+        device = torch.device("cuda", local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+
+    def together(self, part: Callable[[], Any], by: int | None = None) -> Any:
+        """What `part` returns: on every rank its own, or with `by` that rank's, sent to all (the others do nothing).
+
+        Where it raises on any rank, every rank raises the same error.
+        """
+        value, error = None, None
+        if by is None or by % self.size == self.rank:
+            try:
+                value = part()
+            except Exception as raised:
+                if self.size == 1:
+                    raise
+                error = raised
+        if self.size == 1:
+            return value
+        from .mpi import patiently
+
+        patiently(self.comm.Ibarrier().Test)  # the long wait is a polite one
+        failures = [failure for failure in self.comm.allgather(self._tell(error)) if failure]
+        if failures:
+            kind, text = failures[0]
+            raise (UserError if kind == MISTAKE else RunError)(text) from error
+        return value if by is None else self.comm.bcast(value, by % self.size)
+
+    def _tell(self, error: Exception | None) -> tuple[int, str] | None:
+        if error is None:
+            return None
+        if isinstance(error, (UserError, RunError)):
+            return (MISTAKE if isinstance(error, UserError) else 1), str(error)
+        return 1, f"rank {self.rank} on {self.host}: {type(error).__name__}: {error}"

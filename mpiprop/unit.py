@@ -1,0 +1,68 @@
+"""The computation unit s: the gradient of one step's loss, a pure function of (theta, tau, seed).
+
+The loss is a sum of terms; each draws views, renders them, asks its guidance for the gradient that the prior wants in the
+image, and adds penalties. Everything random inside a term comes from the streams of (seed, tau, the term's name).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .core import steps
+from .core.errors import RunError
+from .core.steps import Schedule, Streams
+from .core.theta import Drift, Theta
+from .guidance.penalties import PENALTIES
+from .scene import Scene
+from .views.cameras import Image, Views
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: where it looks from, what it wants there, and what it holds against the picture."""
+
+    name: str
+    views: Callable[[int, Streams], Views]
+    guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, Mapping[str, float]]]
+    weight: Schedule = 1.0
+    penalties: Mapping[str, Schedule] = field(default_factory=dict)
+
+
+class ComputationUnit:
+    """s: Theta, tau -> Drift, its gradient in the scene's buffer. Raises RunError where a gradient is not finite."""
+
+    def __init__(self, scene: Scene, terms: list[Term], seed: int) -> None:
+        self.scene, self.terms, self.seed = scene, terms, seed
+
+    def __call__(self, theta: Theta, tau: int) -> Drift:
+        start = perf_counter()
+        self.scene.load(theta, tau)
+        self.scene.grad.zero_()
+        scalars: dict[str, float] = {}
+        for term in self.terms:
+            rng = Streams(self.seed, tau).of(term.name)
+            views = term.views(tau, rng)
+            image = self.scene.render(views, tau, rng)
+            loss, told = term.guidance(image, views, tau, rng)
+            scalars |= told
+            for name, schedule in term.penalties.items():
+                if (weight := steps.at(schedule, tau)) != 0.0:
+                    penalty = PENALTIES[name](image, views)
+                    scalars[name] = penalty.item()
+                    loss = loss + weight * penalty
+            (steps.at(term.weight, tau) * loss).backward()
+        self._refuse_non_finite(tau, scalars)
+        return Drift(self.scene.grad, scalars, perf_counter() - start)
+
+    def _refuse_non_finite(self, tau: int, scalars: Mapping[str, float]) -> None:
+        grad = self.scene.grad
+        if all(isfinite(bound) for bound in torch.stack(grad.aminmax()).tolist()):
+            return
+        where = self.scene.layout.name_at(int((~grad.isfinite()).nonzero()[0]))
+        raise RunError(f"step {tau}: the gradient of {where} is not finite (losses: "
+                       + ", ".join(f"{name} {value:.3g}" for name, value in scalars.items())
+                       + "). The last good state is kept; lower the learning rate or the guidance scale and --resume")

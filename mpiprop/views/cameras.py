@@ -1,0 +1,113 @@
+"""Cameras, and the image that a renderer makes of them (DreamFusion, section 3.2).
+
+Letters: B views, H x W pixels, S samples along all rays together. World: right-handed, z up, azimuth 0 on +x ("front").
+"""
+
+from dataclasses import dataclass, fields, replace
+from math import pi
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+UP = (0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of pinhole cameras, each with a point light."""
+
+    c2w: Tensor  # [B, 4, 4] columns right, up, -look, position
+    fovy: Tensor  # [B] rad
+    azimuth: Tensor  # [B] rad in (-pi, pi]: 0 front (+x), +pi/2 left (+y)
+    elevation: Tensor  # [B] rad
+    distance: Tensor  # [B]
+    light: Tensor  # [B, 3] world position of the point light
+    size: tuple[int, int]  # H, W
+
+    def __len__(self) -> int:
+        return len(self.c2w)
+
+    def __getitem__(self, some: slice) -> "Views":
+        """Some of the views."""
+        return Views(self.c2w[some], self.fovy[some], self.azimuth[some], self.elevation[some], self.distance[some],
+                     self.light[some], self.size)
+
+    def to(self, device: torch.device | str) -> "Views":
+        """The same views with their tensors on `device`."""
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "size"}
+        return replace(self, **tensors)
+
+    def resized(self, size: tuple[int, int]) -> "Views":
+        """The same cameras with another number of pixels."""
+        return replace(self, size=size)
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Origins and unit directions [B, H, W, 3] of the rays through the pixel centres; row 0 is the top."""
+        H, W = self.size
+        device = self.c2w.device
+        j, i = torch.meshgrid(torch.arange(H, device=device), torch.arange(W, device=device), indexing="ij")
+        focal = H / (2 * torch.tan(self.fovy / 2))[:, None, None]
+        x, y = (i + 0.5 - W / 2) / focal, -(j + 0.5 - H / 2) / focal
+        directions = torch.stack([x, y, -torch.ones_like(x)], -1).flatten(1, 2) @ self.c2w[:, :3, :3].mT
+        directions = normalize(directions, dim=-1).unflatten(1, (H, W))
+        return self.c2w[:, None, None, :3, 3].expand_as(directions), directions
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The quadrature points behind an image, packed ray after ray: what penalties need."""
+
+    ray: Tensor  # [S] index into the B * H * W rays, ascending
+    t: Tensor  # [S] distance along the ray
+    weights: Tensor  # [S] share of the pixel
+    positions: Tensor  # [S, 3]
+    directions: Tensor  # [S, 3] unit
+    normals: Tensor | None  # [S, 3] unit, where computed
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a renderer makes of a batch of views."""
+
+    rgb: Tensor  # [B, H, W, 3] composited on the background
+    opacity: Tensor  # [B, H, W, 1]
+    depth: Tensor  # [B, H, W, 1] sum of weights times t, world units
+    normal: Tensor | None = None  # [B, H, W, 3] composited, unit (zero where the ray is empty), where computed
+    samples: Samples | None = None
+
+
+def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """Camera-to-world matrices [B, 4, 4] of cameras at `position` [B, 3] that look at `target` with `up` upwards."""
+    look = normalize(target - position, dim=-1)
+    right = normalize(torch.linalg.cross(look, up), dim=-1)
+    up = normalize(torch.linalg.cross(right, look), dim=-1)
+    c2w = torch.eye(4).repeat(len(position), 1, 1)
+    c2w[:, :3] = torch.stack([right, up, -look, position], -1)
+    return c2w
+
+
+def on_sphere(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
+    """World positions [B, 3] of points given in spherical coordinates (rad)."""
+    flat = elevation.cos()
+    return torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), elevation.sin()], -1) * distance[..., None]
+
+
+def wrapped(angle: Tensor) -> Tensor:
+    """The same angles in (-pi, pi]."""
+    return pi - (pi - angle) % (2 * pi)
+
+
+def orbit(azimuth: Tensor | float, elevation: Tensor | float, distance: Tensor | float, fovy: Tensor | float,
+          size: tuple[int, int], light: Tensor | None = None) -> Views:
+    """Exact views of the origin from spherical positions (rad), broadcast together; the light is at the camera unless given."""
+    given = [torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in (azimuth, elevation, distance, fovy)]
+    azimuth, elevation, distance, fovy = (value.contiguous() for value in torch.broadcast_tensors(*given))
+    position = on_sphere(azimuth, elevation, distance)
+    c2w = look_at(position, torch.zeros(3), torch.tensor(UP).expand_as(position))
+    return Views(c2w, fovy, wrapped(azimuth), elevation, distance, position if light is None else light, size)
+
+
+def turntable(n: int, elevation: float, distance: float, fovy: float, size: tuple[int, int]) -> Views:
+    """n exact views at even azimuths from the front on (rad), the light at the camera."""
+    return orbit(torch.arange(n) * (2 * pi / n), elevation, distance, fovy, size)

@@ -1,0 +1,90 @@
+"""What all tests share: one thread, MPI on one host without probing for fabrics, the program run for real."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.update(line.split("=", 1) for line in (ROOT / "tools/mpi.env").read_text().splitlines() if line[0] != "#")
+os.environ.update({
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # where mpi4py looks first, too
+})
+
+import torch  # noqa: E402  (after the number of threads)
+
+torch.set_num_threads(1)
+
+Launch = Callable[..., subprocess.Popen[str]]
+Mpirun = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """A function that begins `mpirun -n N python -m mpiprop ...`, to be ended with the test at the latest.
+
+    N = 0 does without a launcher; `program` replaces `-m mpiprop`.
+    """
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(n: int, *args: object, env: dict[str, str] | None = None, program: tuple[str, ...] = ("-m", "mpiprop"),
+              cwd: Path | None = None) -> subprocess.Popen[str]:
+        command = [*(["mpirun", "-n", str(n)] if n else []), sys.executable, *program, *map(str, args)]
+        begun.append(subprocess.Popen(command, env=os.environ | (env or {}), cwd=cwd, text=True, start_new_session=True,
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        _kill(process)
+        process.communicate()
+
+
+@pytest.fixture
+def mpirun(launch: Launch) -> Mpirun:
+    """A function that runs what `launch` begins to its end, or fails after `timeout` s with what it had said."""
+    def run(n: int, *args: object, timeout: float = 120, **options: object) -> subprocess.CompletedProcess[str]:
+        process = launch(n, *args, **options)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            out, err = process.communicate()
+            pytest.fail(f"no end after {timeout} s: {' '.join(process.args)}\n{out[-2000:]}\n{err[-2000:]}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return run
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End the process and all it started: ranks have process groups of their own, but the session of the launcher."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):  # gone since
+            if os.getsid(int(folder.name)) == process.pid:
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared prompts, pictures and meshes (MPIPROP_SHARED, or shared/ beside the checkout)."""
+    folder = Path(os.environ.get("MPIPROP_SHARED", ROOT.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `mpi` need a launcher, tests marked `gpu` a GPU."""
+    lacking = {"mpi": not shutil.which("mpirun") and "no mpirun", "gpu": not torch.cuda.is_available() and "no GPU"}
+    for item in items:
+        for marker, reason in lacking.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

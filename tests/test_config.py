@@ -1,0 +1,241 @@
+"""Configuration: what is read is what was meant, complete; a mistake is one line that says where and what instead."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from mpiprop import config
+from mpiprop.components import Node, build, convert
+from mpiprop.config import Run
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Schedule
+
+
+class Ball:
+    """A ball.
+
+    radius: of the ball (world units)
+    colour: of the ball,
+        all over
+    """
+
+    def __init__(self, device: str, *, radius: float = 1.0, colour: tuple[float, float, float] = (1, 0, 0),
+                 levels: int = 4, lit: bool = True, label: str | None = None,
+                 kind: Literal["solid", "hollow"] = "solid",
+                 rate: Schedule | dict[str, Schedule] = 0.1) -> None:
+        if radius <= 0:
+            raise UserError("radius: needs more than 0")
+        self.device, self.radius, self.levels, self.rate = device, radius, levels, rate
+
+
+class Holder:
+    """Holds a ball that the program builds, and another that it was configured with."""
+
+    def __init__(self, ball: Ball, *, spare: Node | None = None, must: int) -> None:
+        self.ball, self.spare, self.must = ball, spare, must
+
+
+BALL = {"use": "test_config:Ball"}
+HOLDER = {"use": "test_config:Holder", "must": 1, "ball": {**BALL, "levels": 2}}
+TERM = {"name": "novel", "views": BALL, "guidance": HOLDER}
+STAGE = {"name": "only", "steps": 10, "shape": BALL, "material": BALL, "background": BALL, "render": BALL,
+         "optimiser": BALL, "terms": [TERM]}
+TREE = {"prompt": "a pear", "stages": [STAGE]}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A small valid configuration, as a file."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TREE))
+    return str(tmp_path / "small.yaml")
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_every_configuration_that_ships_is_valid_and_survives_its_own_text(name: str, tmp_path: Path) -> None:
+    run = config.load(name)
+    (tmp_path / "config.yaml").write_text(config.resolved(run))
+    assert config.load(str(tmp_path / "config.yaml")) == run
+    assert config.resolved(config.load(str(tmp_path / "config.yaml"))) == config.resolved(run)
+
+
+def test_defaults_of_records_and_components_are_filled_in(path: str) -> None:
+    run = config.load(path)
+    assert (run.seed, run.device, run.window.size, run.turntable.frames) == (0, "auto", 7, 60)
+    assert run.stages[0].shape.keys == {"radius": 1.0, "colour": (1.0, 0.0, 0.0), "levels": 4, "lit": True,
+                                        "label": None, "kind": "solid", "rate": 0.1}
+    text = config.resolved(run)
+    assert "radius: 1.0" in text and "frames: 60" in text
+
+
+def test_the_order_of_keys_in_the_file_does_not_show(path: str, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(dict(reversed(TREE.items())), sort_keys=False))
+    assert config.resolved(config.load(str(tmp_path / "other.yaml"))) == config.resolved(config.load(path))
+
+
+def test_overrides_reach_any_depth_and_leave_the_rest(path: str) -> None:
+    run = config.load(path, ["stages.0.steps=20", "window.size=1", "stages.0.terms.0.guidance.ball.levels=9",
+                             "stages.0.shape.rate=[[0, 1], [10, 2]]", "stages.0.terms.0.penalties.opaque=1e-3",
+                             "mesh.threshold=5e-6", "seed=7"])
+    stage = run.stages[0]
+    assert (stage.steps, stage.window.size, run.seed, run.mesh.threshold) == (20, 1, 7, 5e-6)
+    assert stage.terms[0].guidance.part("ball").keys["levels"] == 9 and stage.terms[0].views.keys["levels"] == 4
+    assert stage.shape.keys["rate"] == ((0, 1.0), (10, 2.0))
+    assert stage.terms[0].penalties == {"opaque": 1e-3}
+
+
+@pytest.mark.parametrize("prompt", [
+    "null", "3", "1e5", "", "a: b", "- a", "{x: 1}", "it's \"so\"", "a=b", "two\nlines", "two\r\nlines", "tab\tand \\n",
+    "#1", " a ", "yes", "ein gr\u00fcner Pilz \U0001f344", "\x85\u2028\ufeff\x07", "!!python/object:os.system", "&a *a",
+    "%", "@", "`", "x" * 500])
+def test_a_prompt_arrives_as_it_was_typed(path: str, prompt: str, tmp_path: Path) -> None:
+    run = config.load(path, [f"prompt={prompt}"])
+    assert run.prompt == prompt
+    (tmp_path / "config.yaml").write_text(config.resolved(run), encoding="utf-8", newline="")
+    assert config.load(str(tmp_path / "config.yaml")).prompt == prompt
+
+
+def test_a_stage_overrides_the_window_of_the_run_key_by_key(path: str, tmp_path: Path) -> None:
+    run = config.load(path, ["window.size=3", "window.decay=0.5", "stages.0.window.size=2"])
+    assert (run.stages[0].window.size, run.stages[0].window.decay) == (2, 0.5)
+    (tmp_path / "config.yaml").write_text(config.resolved(run))
+    again = config.load(str(tmp_path / "config.yaml"), ["window.decay=0.1", "window.size=9"])
+    assert (again.stages[0].window.size, again.stages[0].window.decay) == (2, 0.1)
+
+
+def test_aliases_in_a_file_are_separate_things(tmp_path: Path) -> None:
+    text = yaml.safe_dump({**TREE, "stages": [STAGE, {**STAGE, "name": "second"}]})
+    assert "&id" in text  # shared nodes were written as aliases
+    (tmp_path / "two.yaml").write_text(text)
+    run = config.load(str(tmp_path / "two.yaml"), ["stages.0.shape.levels=9"])
+    assert [stage.shape.keys["levels"] for stage in run.stages] == [9, 4]
+
+
+def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(path: str) -> None:
+    guidance = config.load(path).stages[0].terms[0].guidance
+    holder = build(guidance, build(guidance.part("ball"), "cpu"), must=5)
+    assert (holder.ball.device, holder.ball.levels, holder.must, holder.spare) == ("cpu", 2, 5, None)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["seeed=1"], "seeed: unknown key; did you mean 'seed'?"),
+    (["window.sise=1"], "window.sise: unknown key; did you mean 'size'?"),
+    (["stages.0.window.sise=1"], "stages.0.window.sise: unknown key; did you mean 'size'?"),
+    (["stages.0.shape.levles=1"], "stages.0.shape.levles: unknown key; did you mean 'levels'?"),
+    (["stages.0.shape.device=cpu"], "stages.0.shape.device: unknown key; valid: radius, colour, levels, "),
+    (["stages.0.terms.0.guidance.ball.levles=1"], "guidance.ball.levles: unknown key; did you mean 'levels'?"),
+    (["stages.0.terms.0.guidance.spare.use=test_config:Bal"], "spare.use: no 'Bal' in test_config; did you mean 'Ball'?"),
+    (["stages.0.shape.use=shapes.hashgird:HashGrid"], "stages.0.shape.use: no module 'shapes.hashgird'"),
+    (["stages.0.shape.use=picard.rolout:Adam"], "no module 'picard.rolout'; did you mean 'picard.rollout'?"),
+    (["stages.0.shape.use=picard.rollout:SDG"], "no 'SDG' in picard.rollout; did you mean 'SGD'?"),
+    (["stages.0.shape.use=nonsense"], "stages.0.shape.use: 'nonsense': needs 'module:Class'"),
+    (["stages.0.shape.use=3"], "stages.0.shape: needs {use: module:Class, ...}, got {"),
+    (["stages.0.shape=null"], "stages.0.shape: needs {use: module:Class, ...}, got null"),
+    (["stages.0.shape.levels=2.5"], "stages.0.shape.levels: needs whole number, got 2.5"),
+    (["stages.0.shape.levels=true"], "stages.0.shape.levels: needs whole number, got True"),
+    (["stages.0.shape.radius=.nan"], "stages.0.shape.radius: needs number, got nan"),
+    (["stages.0.shape.lit=1"], "stages.0.shape.lit: needs true | false, got 1"),
+    (["stages.0.shape.label=1"], "stages.0.shape.label: needs text | null, got 1"),
+    (["stages.0.shape.kind=holow"], "stages.0.shape.kind: needs solid | hollow, got 'holow'"),
+    (["stages.0.shape.colour=[1, 2]"], "stages.0.shape.colour: needs [number, number, number], got [1, 2]"),
+    (["stages.0.shape.colour=[1, 2, x]"], "stages.0.shape.colour.2: needs number, got 'x'"),
+    (["stages.0.shape.rate=[[0, 1], [0, 2]]"], "stages.0.shape.rate: the steps of a schedule ascend, got [0, 0]"),
+    (["stages.0.shape.rate=[1, 2]"], "stages.0.shape.rate: needs number | [[step, number], ...] | {name: "),
+    (["stages.0.shape.rate.a=x"], "stages.0.shape.rate.a: needs number | [[step, number], ...], got 'x'"),
+    (["stages.0.steps=0"], "stages.0.steps: needs a number of at least 1, got 0"),
+    (["window.size=0"], "window.size: needs a number of at least 1, got 0"),
+    (["window.decay=1.5"], "window.decay: needs a number in [0, 1], got 1.5"),
+    (["window.threshold=-1"], "window.threshold: needs a number of at least 0, got -1.0"),
+    (["window.threshold=atuo"], "window.threshold: needs auto | number, got 'atuo'"),
+    (["seed=-1"], "seed: needs a number of at least 0, got -1"),
+    (["seed="], "seed: needs whole number, got null"),
+    (["device=gpu"], "device: needs auto | cpu | cuda, got 'gpu'"),
+    (["window=3"], "window: needs {size, threshold, "),
+    (["stages.1.steps=3"], "stages.1.steps: no '1' in a list numbered 0 to 0"),
+    (["stages.x.steps=3"], "stages.x.steps: no 'x' in a list numbered 0 to 0"),
+    (["seed=1", "seed.x=3"], "seed.x: there are no keys in 1, so no 'x'"),
+    (["stages=[]"], "stages: needs at least one entry"),
+    (["stages.0.terms=[]"], "stages.0.terms: needs at least one entry"),
+    (["stages.0.terms=[3]"], "stages.0.terms.0: needs {name, views, "),
+    (["seed"], "seed: an override reads key=value"),
+    (["=3"], "=3: an override reads key=value"),
+    (["window={a: [}"], "window={a: [}: not YAML (line 1): "),
+    (["window={size: 1, size: 2}"], "not YAML (line 1): key 'size' given twice"),
+    (["prompt=\udcff"], "prompt: not UTF-8 text"),
+])
+def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        config.load(path, overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("seed: 1\nseed: 2\n", "not YAML (line 2): key 'seed' given twice"),
+    ("seed: [1\n", "not YAML (line 2)"),
+    ("- 1\n", "needs keys and values (prompt, image, seed, "),
+    ("", "needs keys and values"),
+    ("prompt: x\n", "stages: missing; needs ["),
+    ("seed: !!python/object:os.system x\n", "not YAML (line 1): could not determine a constructor"),
+    ("1: 2\nstages: []\n", "1: unknown key; valid: prompt, image, "),
+    (yaml.safe_dump(TREE).replace("steps: 10", ""), "stages.0.steps: missing; needs whole number"),
+    (yaml.safe_dump({**TREE, "stages": [STAGE, STAGE]}), "stages: needs at least one entry, each with a name of its own"),
+    (yaml.safe_dump(TREE).replace("must: 1", "spare: null"), "stages.0.terms.0.guidance.must: missing; needs whole"),
+])
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        config.load(str(tmp_path / "bad.yaml"))
+    assert str(error.value).startswith(f"{tmp_path / 'bad.yaml'}: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_configuration_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^no-such-thing: no such configuration or file"):
+        config.load("no-such-thing")
+    with pytest.raises(UserError, match="no such configuration or file"):
+        config.load(str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file"):
+        config.load(str(tmp_path / "binary.yaml"))
+
+
+def test_mistakes_of_a_constructor_say_where_it_stands(path: str) -> None:
+    shape = config.load(path, ["stages.0.shape.radius=-1"]).stages[0].shape
+    with pytest.raises(UserError, match=r"^stages\.0\.shape: radius: needs more than 0$"):
+        build(shape, "cpu")
+    with pytest.raises(UserError, match=r"^stages\.0\.shape\.prior: missing; test_config:Ball needs a component there"):
+        shape.part("prior")
+
+
+def test_a_module_that_lacks_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    path: str) -> None:
+    (tmp_path / "needy.py").write_text("import a_package_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="needs a package that does not load here: .*'a_package_nobody_has'"):
+        config.load(path, ["stages.0.shape.use=needy:Thing"])
+
+
+def test_numbers_become_what_the_annotation_says() -> None:
+    value = convert(float, 3, "x")
+    assert value == 3.0 and type(value) is float
+    assert convert(tuple[int, ...], [1, 2, 3], "x") == (1, 2, 3)
+    assert convert(int | tuple[int, int] | None, [4, 5], "x") == (4, 5)
+    assert convert(dict[str, float], {"a": 1}, "x") == {"a": 1.0}
+
+
+def test_the_manual_documents_every_key_of_a_run_and_of_every_component() -> None:
+    manual = config.describe()
+    assert "  window.size: whole number (default 7)\n      steps evaluated side by side" in manual
+    assert "stages.0.terms.0.penalties: {name: " in manual
+    assert all(f'use: "{use}"' in manual for use in config.components())
+    lines = manual.splitlines()
+    bare = [line for line, after in zip(lines, [*lines[1:], ""])
+            if (line.endswith("(required)") or " (default " in line) and not after.startswith("      ")]
+    assert not bare, "keys without a `name: text` line in their class's docstring"
+
+
+def test_a_run_is_immutable() -> None:
+    run: Run = config.parse(TREE, "here")
+    with pytest.raises(AttributeError):
+        run.seed = 3

@@ -1,0 +1,153 @@
+"""The corpus obeys the house's conventions, and the shipped prior and judge are complete, small and load as standard classes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tools.corpus import (COLOURS, SHAPES, VIEWS, Shots, caption, coarse_phrase, draw_shots, held_out, render, toward, trace,
+                          view_phrase)
+
+WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
+
+
+def shots(*degrees: tuple[float, float], distance: float = 1.8) -> Shots:
+    azimuth, elevation = torch.deg2rad(torch.tensor(degrees)).unbind(dim=1)
+    count = len(degrees)
+    return Shots(azimuth, elevation, torch.full((count,), distance), torch.full((count,), math.radians(50)),
+                 torch.zeros(count, 3), toward(azimuth, elevation), torch.full((count,), 0.5))
+
+
+def mean_pixel(mask: torch.Tensor) -> tuple[float, float]:
+    rows, columns = torch.nonzero(mask, as_tuple=True)
+    return float(rows.float().mean()), float(columns.float().mean())
+
+
+def project(point: tuple[float, float, float], azimuth: float, elevation: float, size: int = 64) -> tuple[float, float]:
+    """The row and column of a world point by textbook vectors: right = (-sin az, cos az, 0), up = outward x right."""
+    a, e = math.radians(azimuth), math.radians(elevation)
+    right, outward = (-math.sin(a), math.cos(a), 0.0), (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
+    up = (-math.sin(e) * math.cos(a), -math.sin(e) * math.sin(a), math.cos(e))
+    x, y, depth = (sum(u * v for u, v in zip(point, axis)) for axis in (right, up, outward))
+    scale = size / (2 * math.tan(math.radians(25))) / (1.8 - depth)
+    return size / 2 - 0.5 - y * scale, size / 2 - 0.5 + x * scale
+
+
+@pytest.mark.parametrize("shape, part, point, views", [
+    ("mug", lambda rgb: (rgb - torch.tensor([0.96] * 3)).abs().amax(-1) < 0.1, (0.37, 0.0, 0.04), [(0, 0), (15, 10), (-15, 20)]),
+    ("car", lambda rgb: (rgb[..., 0] > 0.75) & (rgb[..., 1] > 0.6) & (rgb[..., 2] < 0.45), (0.55, 0.0, -0.05), [(0, 5), (15, 10)]),
+    ("rocket", lambda rgb: (rgb[..., 2] > 0.6) & (rgb[..., 0] < 0.65) & (rgb[..., 1] > 0.5), (0.25, 0.0, 0.1), [(0, 0), (15, 10)]),
+])
+def test_marks_on_the_front_appear_where_the_projection_puts_them(shape, part, point, views):
+    rgb, alpha = render(shape, "purple", shots(*views), torch.zeros(len(views), 3))
+    for view, image, covered in zip(views, rgb, alpha):
+        found = mean_pixel(part(image) & (covered[..., 0] > 0.99))
+        assert found == pytest.approx(project(point, *view), abs=1.6)
+
+
+def test_azimuth_is_not_mirrored():
+    """The mug's handle is on +y: at the image's right from the front, at the left from behind."""
+    alpha = trace("mug", shots((0, 0), (180, 0))).alpha[..., 0]
+    columns = torch.arange(64.0) - 31.5
+    balance = (alpha.sum(dim=1) * columns).sum(dim=1)
+    assert balance[0] > 50 and balance[1] < -50
+
+
+def test_front_and_back_differ_in_the_objects_that_have_a_front():
+    for shape in ("chair", "car", "house", "snowman", "rocket", "duck", "boat"):
+        front, back = render(shape, "green", shots((0, 5), (180, 5)), torch.ones(2, 3))[0]
+        assert ((front - back).abs().amax(dim=-1) > 0.25).sum() > 40, shape
+
+
+def test_silhouettes_lie_inside_the_frame_and_edges_are_antialiased():
+    for number, shape in enumerate(SHAPES):
+        alpha = trace(shape, draw_shots(4, torch.Generator().manual_seed(number))).alpha
+        assert alpha.mean(dim=(1, 2, 3)).min() > 0.03
+        assert ((alpha > 0) & (alpha < 1)).any()
+        border = alpha[:, [0, -1]].sum() + alpha[:, :, [0, -1]].sum()
+        assert border == 0, shape
+
+
+def test_the_named_colour_prevails_and_composites_linearly():
+    views = shots((20, 15), (200, 40))
+    for shape in SHAPES:
+        layers = trace(shape, views)
+        assert layers.named.sum() > 0.3 * layers.alpha.sum(), shape
+    red, blue = torch.tensor([COLOURS["red"]]), torch.tensor([COLOURS["blue"]])
+    mixed = layers.over((red + blue) / 2, torch.ones(3))
+    assert torch.allclose(mixed, (layers.over(red, torch.ones(3)) + layers.over(blue, torch.ones(3))) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("azimuth, elevation, full, coarse", [
+    (0, 0, "front view", "front view"), (50, 0, "front left view", "side view"), (90, 30, "left side view from above", "side view"),
+    (-90, 0, "right side view", "side view"), (-179, 10, "back view", "back view"), (181, 10, "back view", "back view"),
+    (-40, 0, "front right view", "front view"), (10, 70, "overhead view", "overhead view")])
+def test_view_words(azimuth, elevation, full, coarse):
+    angles = math.radians(azimuth), math.radians(elevation)
+    assert (view_phrase(*angles), coarse_phrase(*angles)) == (full, coarse)
+
+
+def test_each_shape_misses_two_colours_and_each_colour_is_missed():
+    missing = [held_out(shape) for shape in SHAPES]
+    assert all(len(set(pair)) == 2 for pair in missing)
+    assert {colour for pair in missing for colour in pair} == set(COLOURS)
+
+
+def test_the_shipped_words_are_single_tokens_and_any_text_is_tokenised():
+    from transformers import CLIPTokenizer
+
+    for part in ("prior/tokenizer", "judge"):
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / part)
+        for shape, colour, view in zip(SHAPES, list(COLOURS) * 2, VIEWS):
+            text = caption(shape, colour, view)
+            words = [token.removesuffix("</w>") for token in tokenizer.tokenize(text)]
+            assert words == text.replace(",", " ,").split()
+        assert len(tokenizer("naïve 木 §!", padding="max_length", truncation=True).input_ids) == 16
+
+
+def test_the_shipped_prior_loads_as_standard_classes_and_encodes_its_corpus():
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    prior = WEIGHTS / "prior"
+    vae, unet = (kind.from_pretrained(prior, subfolder=name) for kind, name in
+                 ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet")))
+    text, scheduler = CLIPTextModel.from_pretrained(prior / "text_encoder"), DDPMScheduler.from_pretrained(prior / "scheduler")
+    images = 2 * render("car", "red", shots((0, 0), (60, 20)), torch.ones(2, 3))[0].movedim(-1, 1) - 1
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+        rebuilt = vae.decode(latents / vae.config.scaling_factor).sample
+        condition = text(torch.zeros(2, 16, dtype=torch.long)).last_hidden_state
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.tensor([900, 900])
+        predicted = unet(scheduler.add_noise(latents, noise, t), t, condition).sample
+    assert latents.shape == (2, 4, 16, 16) and latents.dtype == torch.float32
+    assert (rebuilt - images).abs().mean() < 0.06  # of the range 2
+    assert (predicted - noise).square().mean() < 0.2  # a network that knows nothing has 1
+
+
+def test_the_judge_names_what_it_sees():
+    from transformers import CLIPModel, CLIPTokenizer
+
+    judge, tokenizer = CLIPModel.from_pretrained(WEIGHTS / "judge"), CLIPTokenizer.from_pretrained(WEIGHTS / "judge")
+    pairs = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    ids = tokenizer([caption(*pair) for pair in pairs], padding="max_length", return_tensors="pt").input_ids
+    wanted = [pairs.index((shape, list(COLOURS)[i % 8])) for i, shape in enumerate(SHAPES)]
+    images = torch.cat([render(*pairs[i], shots((30, 20)), torch.ones(1, 3))[0] for i in wanted]).movedim(-1, 1)
+    with torch.no_grad():
+        scores = judge(input_ids=ids, pixel_values=2 * images - 1).logits_per_image
+    assert (scores.argmax(dim=-1) == torch.tensor(wanted)).float().mean() > 0.9
+
+
+def test_weights_are_small_and_the_vocabulary_is_the_corpus():
+    def size(folder: str) -> float:
+        return sum(f.stat().st_size for f in (WEIGHTS / folder).rglob("*") if f.is_file()) / 1e6
+
+    assert size("prior") < 10 and size("judge") < 3
+    vocabulary = json.loads((WEIGHTS / "vocabulary.json").read_text())
+    assert vocabulary["shapes"] == list(SHAPES) and vocabulary["colours"] == list(COLOURS)
+    assert vocabulary["held_out"] == {shape: list(held_out(shape)) for shape in SHAPES}

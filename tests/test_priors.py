@@ -1,0 +1,318 @@
+"""Priors against the libraries they stand on, a numerical integral, and the mistakes people make with models."""
+
+import http.server
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+import torch.nn.functional as F
+
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams
+from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.closed_form import ClosedForm
+from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
+from mpiprop.priors.parts import BUILTIN
+
+SEEDED = Streams(0, 0)
+CAPTIONS = ["a red chair, front view", "a green mushroom", ""]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of each kind of tiny model."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: str(tiny_models.make(kind, root / kind)) for kind in ("sd", "sd-v", "sd-tiny-vae", "if")}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny Stable Diffusion to be damaged."""
+    return tiny_models.make("sd", tmp_path / "sd")
+
+
+def edit(folder: Path, part: str, **changes: object) -> None:
+    path = next((folder / part).glob("*config.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=SEEDED("test"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_alpha_bar_is_the_schedulers(schedule):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_schedule=schedule, beta_start=0.0009, beta_end=0.013)
+    ours = alpha_bar(scheduler.config)
+    assert ours.dtype == torch.float64
+    torch.testing.assert_close(ours.float(), scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)  # theirs is float32
+
+
+def test_stable_diffusion_text_is_the_pipelines(folders):
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+             "tokenizer": CLIPTokenizer, "scheduler": DDPMScheduler}
+    pipeline = StableDiffusionPipeline(
+        **{name: cls.from_pretrained(folders["sd"], subfolder=name) for name, cls in parts.items()},
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    positive, negative = pipeline.encode_prompt(CAPTIONS[:2], "cpu", 1, True, negative_prompt=["", ""])
+    ours = StableDiffusion("cpu", model=folders["sd"]).embed(CAPTIONS)
+    torch.testing.assert_close(ours, torch.cat([positive, negative[:1]]))
+
+
+def test_deep_floyds_text_is_the_pipelines(folders):
+    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+    from transformers import T5EncoderModel, T5Tokenizer
+
+    parts = {"unet": UNet2DConditionModel, "text_encoder": T5EncoderModel, "tokenizer": T5Tokenizer,
+             "scheduler": DDPMScheduler}
+    pipeline = IFPipeline(**{name: cls.from_pretrained(folders["if"], subfolder=name) for name, cls in parts.items()},
+                          safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False)
+    positive, negative = pipeline.encode_prompt([" A red CHAIR, front view", CAPTIONS[1]], device="cpu")
+    ours = DeepFloyd("cpu", model=folders["if"]).embed([" A red CHAIR, front view", *CAPTIONS[1:]])
+    torch.testing.assert_close(ours, torch.cat([positive, negative[:1]]))
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd-v"])
+def test_predicted_noise_agrees_with_the_libraries_predicted_image(kind, folders):
+    """DDPMScheduler turns the network's output, whatever it predicts, into x0; ours must be the noise of that x0."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    prior = StableDiffusion("cpu", model=folders[kind])
+    unet = UNet2DConditionModel.from_pretrained(folders[kind], subfolder="unet")
+    scheduler = DDPMScheduler.from_pretrained(folders[kind], subfolder="scheduler")
+    x_t, text, t = noise(3, 4, 8, 8), prior.embed(CAPTIONS), torch.tensor([20, 500, 980])
+    eps = prior.eps(x_t, t, text)
+    with torch.no_grad():
+        out = unet(x_t, t, text).sample
+    for b in range(3):
+        x0 = scheduler.step(out[b:b + 1], int(t[b]), x_t[b:b + 1]).pred_original_sample
+        bar = scheduler.alphas_cumprod[t[b]]
+        noised = bar.sqrt() * x0 + (1 - bar).sqrt() * eps[b:b + 1]
+        torch.testing.assert_close(noised, x_t[b:b + 1], atol=1e-4, rtol=1e-4)
+
+
+def test_deep_floyd_takes_the_first_three_of_six_channels(folders):
+    from diffusers import UNet2DConditionModel
+
+    prior = DeepFloyd("cpu", model=folders["if"])
+    unet = UNet2DConditionModel.from_pretrained(folders["if"], subfolder="unet")
+    x_t, text, t = noise(3, 3, 16, 16), prior.embed(CAPTIONS), torch.tensor([20, 500, 980])
+    with torch.no_grad():
+        out = unet(x_t, t, text).sample
+    assert out.shape[1] == 6
+    torch.testing.assert_close(prior.eps(x_t, t, text), out[:, :3])
+    rgb = noise(2, 3, 16, 16).sigmoid()
+    torch.testing.assert_close(prior.encode(rgb, SEEDED("posterior")), 2 * rgb - 1)
+    torch.testing.assert_close(prior.decode(prior.encode(rgb, SEEDED("posterior"))), rgb)
+
+
+def test_latents_are_posterior_samples_with_keyed_noise(folders):
+    """Mean and deviation over many draws are the VAE's, at the model's size, scaled; a stream repeats its bits."""
+    from diffusers import AutoencoderKL
+
+    prior = StableDiffusion("cpu", model=folders["sd"])
+    rgb = noise(1, 3, 10, 10).sigmoid()
+    vae = AutoencoderKL.from_pretrained(folders["sd"], subfolder="vae")
+    with torch.no_grad():
+        q = vae.encode(F.interpolate(rgb, (16, 16), mode="bilinear") * 2 - 1).latent_dist
+        draws = prior.encode(rgb.expand(4000, -1, -1, -1), SEEDED("posterior"))
+    assert draws.shape == (4000, 4, 8, 8)
+    scale = vae.config.scaling_factor
+    error = (draws.mean(0) / scale - q.mean[0]) / (q.std[0] / math.sqrt(4000))
+    assert error.abs().max() < 5 and (draws.std(0) / scale / q.std[0] - 1).abs().max() < 0.08  # 256 numbers, five sigma
+    again, other = (prior.encode(rgb, SEEDED(name)) for name in ("posterior", "other"))
+    assert torch.equal(prior.encode(rgb, SEEDED("posterior")), again) and not torch.equal(again, other)
+
+
+@pytest.mark.parametrize("kind, cls", [("sd", StableDiffusion), ("sd-tiny-vae", StableDiffusion), ("if", DeepFloyd)])
+def test_the_encoders_gradient_is_its_finite_difference(kind, cls, folders):
+    prior = cls("cpu", model=folders[kind])
+    if kind != "if":
+        prior.vae.double()
+        prior.dtype = torch.float64
+    rgb, to = noise(2, 3, 24, 24).sigmoid().double().requires_grad_(), noise(2, 3, 24, 24).double()
+    out = prior.encode(rgb, SEEDED("posterior"))
+    weigh = noise(*out.shape)
+    (out * weigh).sum().backward()
+    with torch.no_grad():
+        h = 1e-4
+        up, down = ((prior.encode(rgb + sign * h * to, SEEDED("posterior")) * weigh).double().sum() for sign in (1, -1))
+    assert (rgb.grad * to).sum().item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-2, abs=1e-2)
+    assert rgb.grad.abs().max() > 0
+
+
+def test_networks_are_frozen_and_predictions_carry_no_gradient(folders):
+    prior = StableDiffusion("cpu", model=folders["sd-v"])
+    for module in (prior.unet, prior.vae):
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
+    x_t = noise(1, 4, 8, 8).requires_grad_()
+    assert not prior.eps(x_t, torch.tensor([5]), prior.embed(["a chair"])).requires_grad
+    assert 0 <= prior.decode(noise(1, 4, 8, 8)).min() and prior.decode(noise(1, 4, 8, 8)).max() <= 1
+
+
+def test_decoding_is_the_vaes(folders):
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    x0 = noise(2, 4, 8, 8)
+    for kind, cls in (("sd", AutoencoderKL), ("sd-tiny-vae", AutoencoderTiny)):
+        vae = cls.from_pretrained(folders[kind], subfolder="vae")
+        with torch.no_grad():
+            rgb = (vae.decode(x0 / vae.config.scaling_factor).sample + 1) / 2
+        torch.testing.assert_close(StableDiffusion("cpu", model=folders[kind]).decode(x0), rgb.clamp(0, 1))
+
+
+def test_lower_precision_is_close(folders):
+    prior, half = (StableDiffusion("cpu", model=folders["sd"], dtype=dtype) for dtype in ("float32", "bfloat16"))
+    text, x_t, t = prior.embed(CAPTIONS), noise(3, 4, 8, 8), torch.tensor([20, 500, 980])
+    low = half.eps(x_t, t, text)
+    assert low.dtype == torch.float32 and half.unet.dtype == torch.bfloat16
+    torch.testing.assert_close(low, prior.eps(x_t, t, text), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.skipif(not (BUILTIN / "model_index.json").exists(), reason="the built-in prior is not in this checkout")
+def test_the_built_in_prior_knows_what_it_was_told():
+    """Noised to t = 500, an image of the corpus is better denoised by its own caption than by another's."""
+    from tools.corpus import COLOURS
+
+    assert {"red", "blue"} <= set(COLOURS)
+    prior = StableDiffusion("cpu")
+    text = prior.embed(["a red ball", "a blue ball"])
+    assert text.shape[0] == 2 and not torch.equal(text[0], text[1])
+    rgb = torch.ones(1, 3, 64, 64)
+    x0 = prior.encode(rgb, SEEDED("posterior"))
+    assert 0.2 < x0.std() < 5
+    assert (prior.decode(x0) - rgb).abs().mean() < 0.1
+
+
+def test_closed_form_noise_is_the_posterior_mean():
+    """E[eps | x_t] by summing over a fine grid of x0, for each pixel and channel."""
+    prior = ClosedForm("cpu", size=4, spread=0.3)
+    text, t = prior.embed(["a green ball"]), torch.tensor([400])
+    x_t = noise(1, 3, 4, 4)
+    alpha, sigma = prior.alpha_bar[400].sqrt(), (1 - prior.alpha_bar[400]).sqrt()
+    x0 = torch.linspace(-6, 6, 20001, dtype=torch.float64).view(-1, 1, 1, 1)
+    eps = (x_t - alpha * x0) / sigma
+    p = torch.exp(-((x0 - prior.mean(text)) / 0.3) ** 2 / 2 - eps ** 2 / 2)
+    torch.testing.assert_close(prior.eps(x_t, t, text).double(), (eps * p).sum(0, True) / p.sum(0), atol=1e-5, rtol=1e-5)
+
+
+def test_closed_form_pictures_are_discs_of_the_colour_named_on_white():
+    prior = ClosedForm("cpu", radius=0.6)
+    text = prior.embed(["a green ball, front view", "a green ball, back view", ""])
+    front, back, none = prior.decode(prior.mean(text))
+    assert front[1, 8, 8] > front[0, 8, 8] and front[1, 8, 8] > front[2, 8, 8]
+    torch.testing.assert_close(back[:, 8, 8], front[:, 8, 8] / 2)
+    assert none[:, 8, 8].std() == 0 and (front[:, 0, 0] == 1).all()
+    covered = (1 - front[0]).sum() / (1 - front[0, 8, 8]) / 256
+    assert covered == pytest.approx(math.pi * 0.6 ** 2 / 4, rel=0.02)
+
+
+def error(call, *args, **kwargs) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["/nowhere/model", "nowhere", "./a/b"])
+def test_a_missing_folder_is_named(model):
+    line = error(StableDiffusion, "cpu", model=model)
+    assert model in line and "no folder" in line and "hub id" in line
+
+
+def test_a_folder_without_a_part_is_named(folder, tmp_path):
+    (folder / "vae" / "config.json").unlink()
+    assert "vae/config.json" in error(StableDiffusion, "cpu", model=str(folder))
+    assert "unet/config.json" in error(DeepFloyd, "cpu", model=str(tmp_path))
+
+
+def test_pickled_weights_are_not_read(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, path.with_suffix(".bin"))
+    path.unlink()
+    prior = StableDiffusion("cpu", model=str(folder))
+    line = error(lambda: prior.unet)
+    assert str(folder) in line and "safetensors" in line
+
+
+def test_damaged_weights_are_one_line(folder):
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    prior = StableDiffusion("cpu", model=str(folder))
+    assert "vae" in error(lambda: prior.vae)
+
+
+@pytest.mark.parametrize("part, changes, says", [
+    ("scheduler", {"prediction_type": "sample"}, "prediction_type 'sample'"),
+    ("scheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+    ("scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+    ("unet", {"addition_embed_type": "text_time"}, "more than text"),
+    ("unet", {"in_channels": 9}, "9 channels"),
+    ("vae", {"_class_name": "VQModel"}, "VQModel"),
+])
+def test_models_of_another_kind_are_refused(part, changes, says, folder):
+    edit(folder, part, **changes)
+    assert says in error(lambda: StableDiffusion("cpu", model=str(folder)).vae)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that answers every request with the status and error code that the test puts into it."""
+    import huggingface_hub
+
+    answer: dict[str, object] = {"status": 404, "code": "RepoNotFound"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(answer["status"])
+            self.send_header("X-Error-Code", answer["code"])
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_that_the_hub_lacks(hub):
+    line = error(StableDiffusion, "cpu", model="stabilityai/stable-diffusion-2-1-base")
+    assert "stabilityai/stable-diffusion-2-1-base" in line and "sd2-community" in line
+
+
+def test_a_model_whose_licence_was_not_accepted(hub):
+    hub.update(status=403, code="GatedRepo")
+    line = error(DeepFloyd, "cpu")
+    assert "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0" in line and "licence" in line and "hf auth login" in line
+
+
+def test_a_revision_that_is_not_there(hub):
+    hub.update(code="RevisionNotFound")
+    assert "revision 'v9'" in error(StableDiffusion, "cpu", model="owner/name", revision="v9")
+
+
+def test_no_network(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    line = error(StableDiffusion, "cpu", model="owner/name")
+    assert "owner/name" in line and "give a folder" in line
