@@ -52,8 +52,8 @@ class Program:
         text, folder = self.world.together(lambda: self._open(name, overrides, out, resume), by=0)
         run = config.parse(config.loads(text, name), name)
         torch.set_num_threads(run.threads)
+        recycle_large_blocks()
         if self.world.root:
-            recycle_large_blocks()
             self.log = Log(folder)
             stop.watch(folder)
         self.device = self.world.together(lambda: self.world.device(run.device))
@@ -172,8 +172,9 @@ class Root:
         if found is None or found.stage != self.stage.name:
             window = self.stage.open_window(rollout)
             D, L = window.x.theta.layout.D, window.x.theta.layout.L
-            self.log.say(f"mpiprop {__version__}: {self.run.prompt or self.run.image!r}, stage {self.stage.name}, {self.stage.T} "
-                         f"steps, {D:,} trained numbers ({L - D:,} ride along), on {self.stage.device} -> {self.folder}")
+            self.log.say(f"mpiprop {__version__}: {self.run.prompt or self.run.image!r}, stage {self.stage.name}, "
+                         f"{self.stage.T} steps, {D:,} trained numbers ({L - D:,} ride along), on {self.stage.device} "
+                         f"-> {self.folder}")
             return window
         if found.window.x.theta.layout != self.stage.scene.layout:
             raise UserError(f"{path}: its layout is not this configuration's; give the same one, or another --out")
@@ -188,7 +189,7 @@ class Root:
         for self.window in propel(self.window, self.transport, h_dagger, p=stage.config.window.size, T=stage.T,
                                   threshold=stage.threshold(), predict=stage.predictor(rollout)):
             now = perf_counter()
-            self._report(now - clock, self.transport.busy.since(clock), checkpoint_s, first, began)
+            self._report(now - clock, *self.transport.busy.since(clock), checkpoint_s, first, began)
             clock, self.rollout_s, checkpoint_s = now, 0.0, 0.0
             if monotonic() - saved > self.run.checkpoint.every_s:
                 self._save(path)
@@ -198,12 +199,13 @@ class Root:
                 shown = monotonic()
             self._stay()
 
-    def _report(self, seconds: float, evaluate_s: float, checkpoint_s: float, first: int, began: float) -> None:
+    def _report(self, seconds: float, evaluations: int, evaluate_s: float, checkpoint_s: float, first: int,
+                began: float) -> None:
         window, T = self.window, self.stage.T
         losses = {name: sum(step[name] for step in window.scalars) / len(window.scalars) for name in window.scalars[-1]}
         self.log.record(stage=self.stage.name, tau=window.x.tau, k=window.k, stride=window.stride, e=window.e,
-                        errors=list(window.errors), seconds=seconds, evaluate_s=evaluate_s, rollout_s=self.rollout_s,
-                        transport_s=max(0.0, seconds - evaluate_s - self.rollout_s - checkpoint_s),
+                        errors=list(window.errors), evaluations=evaluations, seconds=seconds, evaluate_s=evaluate_s,
+                        rollout_s=self.rollout_s, transport_s=max(0.0, seconds - evaluate_s - self.rollout_s - checkpoint_s),
                         checkpoint_s=checkpoint_s, **losses)
         left = (monotonic() - began) / max(1, window.x.tau - first) * (T - window.x.tau)
         told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])

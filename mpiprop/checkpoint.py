@@ -38,24 +38,11 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path` in one piece or not at all. Raises RunError, leaving the previous file, if it cannot."""
-    import h5py
-
     part = path.with_name(f".{path.name}.part")
-    x = checkpoint.window.x
+    image = _image(checkpoint)
     try:
-        with h5py.File(part, "w", libver="latest") as file:
-            file.attrs.update(format=FORMAT, tau=x.tau, k=checkpoint.window.k, e=checkpoint.window.e, seed=checkpoint.seed,
-                              complete=checkpoint.complete)
-            vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
-                       **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
-            texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
-                     "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
-            file.attrs.update({name: np.bytes_(text.encode()) for name, text in texts.items()})
-            file.create_group("x")
-            _put_text(file, "x/layout", x.theta.layout.to_json())
-            for name, vector in vectors.items():
-                _put(file, name, vector)
-        with open(part, "rb+") as raw:
+        with open(part, "wb") as raw:
+            raw.write(image)
             os.fsync(raw.fileno())
         _verify(part)
         os.replace(part, path)
@@ -65,8 +52,29 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         kept = f"; the previous checkpoint {path} is whole" if path.exists() else ""
-        raise RunError(f"cannot write the checkpoint {part}: {_first_line(error)}{kept}. Free some space and run again "
-                       "with --resume") from None
+        raise RunError(f"cannot write the checkpoint {part}: {error.strerror}{kept}. Make room and run again with --resume") \
+            from None
+
+
+def _image(checkpoint: Checkpoint) -> memoryview:
+    """The bytes of the file, made in memory: HDF5 does not bear a failing disk well, a plain write does."""
+    import h5py
+
+    x = checkpoint.window.x
+    vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
+               **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
+    texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
+             "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
+    with h5py.File("checkpoint", "w", driver="core", backing_store=False, block_size=1 << 26, libver="latest") as file:
+        file.attrs.update(format=FORMAT, tau=x.tau, k=checkpoint.window.k, e=checkpoint.window.e, seed=checkpoint.seed,
+                          complete=checkpoint.complete)
+        file.attrs.update({name: np.bytes_(text.encode()) for name, text in texts.items()})
+        file.create_group("x")
+        _put_text(file, "x/layout", x.theta.layout.to_json())
+        for name, vector in vectors.items():
+            _put(file, name, vector)
+        file.flush()
+        return memoryview(file.id.get_file_image())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

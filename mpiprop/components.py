@@ -123,9 +123,9 @@ def convert(kind: Any, value: Any, path: str) -> Any:
             return tuple(convert(one, item, f"{path}.{i}") for i, (one, item) in enumerate(zip(kinds, value)))
     if origin is Sequence and isinstance(value, (list, tuple)):
         return _knots(kind, get_args(args[0])[0], value, path)
-    if origin is dict and isinstance(value, dict):
+    if origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: convert(args[1], item, f"{path}.{name}") for name, item in value.items()}
-    if kind is float and type(value) in (int, float) and value == value:
+    if kind is float and type(value) in (int, float) and -1e308 <= value <= 1e308:
         return float(value)
     if kind in (bool, int, str, NoneType) and type(value) is kind:
         return value
@@ -184,7 +184,7 @@ def _node(value: Any, path: str) -> Node:
         context, keys = parameters(resolve(value["use"]))
     except UserError as error:
         raise UserError(f"{path}.use: {error}") from None
-    parts = {name: Node for name, given in value.items() if name in context and isinstance(given, dict)}
+    parts = [name for name, part in value.items() if name in context and isinstance(part, dict)]
     for name in value:
         if name != "use" and name not in keys and name not in parts:
             raise UserError(f"{path}.{name}: unknown key{suggestion(name, keys)}")

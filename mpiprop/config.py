@@ -103,10 +103,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
-        for name, _ in node.value:
-            if isinstance(name, yaml.ScalarNode) and name.value in seen:
+        for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
+            if name.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {name.value!r} given twice", problem_mark=name.start_mark)
-            seen.add(name.value if isinstance(name, yaml.ScalarNode) else name)
+            seen.add(name.value)
         return super().construct_mapping(node, deep)
 
 
@@ -158,7 +158,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> dict:
             raise UserError(f"{override}: an override reads key=value")
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise UserError(f"{path}: not UTF-8 text")
-        tree = _put(tree, path.split("."), value if path in VERBATIM else loads(value, override), path)
+        tree = _put(tree, path.split("."), value if path in VERBATIM else loads(value, path), path)
     return tree
 
 

@@ -29,12 +29,16 @@ class Judge:
     def __init__(self, folder_or_id: str | Path = BUILTIN, device: torch.device | str = "cpu") -> None:
         from transformers import AutoTokenizer, CLIPModel
         from transformers.image_processing_base import ImageProcessingMixin
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.name, self.device = str(folder_or_id), torch.device(device)
         try:
             self.model = CLIPModel.from_pretrained(self.name, dtype=torch.float32).to(self.device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(self.name)
             self.recipe, _ = ImageProcessingMixin.get_image_processor_dict(self.name)
+            if lacking := {"size", "image_mean", "image_std"} - self.recipe.keys():
+                raise ValueError(f"preprocessor_config.json lacks {', '.join(sorted(lacking))}")
         except (OSError, ValueError) as error:
             raise UserError(f"{self.name}: is not a CLIP model that can be read (a CLIPModel's folder or id, with "
                             f"tokenizer and preprocessor_config.json): {str(error).splitlines()[0]}") from None
@@ -71,7 +75,7 @@ class Judge:
         mode = "bilinear" if recipe.get("resample", 3) == 2 else "bicubic"
         if (h, w) != tuple(x.shape[-2:]):
             x = interpolate(x, (h, w), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
-        if recipe.get("do_center_crop"):
+        if recipe.get("do_center_crop", "crop_size" in recipe):
             crop = recipe["crop_size"]
             side_h, side_w = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
             top, left = (h - side_h) // 2, (w - side_w) // 2
@@ -101,14 +105,14 @@ def _retrieved(similarity: Tensor, truth: Tensor) -> Tensor:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """The squared Frechet distance between the Gaussians of features [B, E] and [B', E] (Heusel et al. 2017, equation 6).
+    """The squared Frechet distance of the Gaussians of features [B, E] and [B', E] (Heusel et al. 2017, equation 6).
 
     Raises UserError below two features a side.
     """
     if min(len(a), len(b)) < 2:
         raise UserError(f"CLIP-FID needs at least two pictures on either side, not {len(a)} and {len(b)}")
     a, b = a.double().numpy(), b.double().numpy()
-    S_a, S_b = np.cov(a, rowvar=False, ndmin=2), np.cov(b, rowvar=False, ndmin=2)
+    S_a, S_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(S_a)
     root = vectors * values.clip(0) ** 0.5 @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ S_b @ root).clip(0)).sum()  # tr (S_a S_b)^1/2, without complex numbers
@@ -183,7 +187,7 @@ def reference_features(folder: Path, judge: Judge) -> Tensor:
 
 
 def picture(path: Path) -> Tensor:
-    """The picture [H, W, 3] in [0, 1] of a file, on white where it is transparent. Raises UserError if it cannot be read."""
+    """The picture [H, W, 3] in [0, 1] of a file, on white where it is transparent. Raises UserError if unreadable."""
     from PIL import Image
 
     try:
@@ -201,7 +205,7 @@ def builtin_prompts() -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one a line, or JSON (a list, or an object of lists). Raises UserError where there are none."""
+    """The prompts of a file, one a line, or JSON (a list, or an object of lists). Raises UserError if none."""
     try:
         text = Path(path).read_text()
         found = json.loads(text) if path.suffix == ".json" else text.splitlines()

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .components import Node, build, plain
+from .components import Node, build, plain, suggestion
 from .config import Run
+from .core.errors import UserError
 from .core.steps import Streams
 from .core.theta import Theta
+from .guidance.penalties import PENALTIES
 from .picard import threshold
 from .picard.propeller import Predictor, Threshold, Window, copies
 from .picard.rollout import Rollout
@@ -28,6 +30,9 @@ class Stage:
         self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
                            build(self.config.background, self.init), build(self.config.render), device)
         self.views = [build(term.views) for term in self.config.terms]
+        for i, term in enumerate(self.config.terms):
+            for unknown in set(term.penalties) - set(PENALTIES):
+                raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
         self._priors: dict[str, Prior] = {}
 
     def embeddings(self) -> list[Tensor]:

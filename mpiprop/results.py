@@ -52,6 +52,6 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
         film(turn, folder / "turntable.mp4", run.turntable.fps)
     stay()
     write_mesh(extract(stage.scene.load(theta, stage.T), run.mesh.resolution, run.mesh.threshold, log.say), folder / "mesh.glb")
-    report.write([folder], folder / "report.html")
+    report.write([report.RunSummary.read(folder)], folder / "report.html")
     (folder / "done").write_text("")
     log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {folder / 'mesh.glb'}")

@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-import yaml
-
+from . import config
 from .core.errors import UserError
 
 
@@ -31,7 +30,7 @@ def choose(name: str, subject: str, seed: int, out: Path | None, resume: bool, r
 def _is_of(folder: Path, subject: str, seed: int) -> bool:
     """Whether the run in `folder` has this prompt or picture, and this seed."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        return config["seed"] == seed and subject in (config["prompt"], Path(config.get("image") or "").stem)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        made = config.loads((folder / "config.yaml").read_text(), str(folder))
+        return made["seed"] == seed and subject in (made["prompt"], Path(made.get("image") or "").stem)
+    except (OSError, UserError, KeyError, TypeError):
         return False

@@ -1,7 +1,7 @@
 """What is optimised, as modules that draw it and as one flat vector: the only place that knows both.
 
-Letters: N points, D trained numbers, L = D + the numbers that ride along. The parameters are views of theta.flat and their
-gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
+Letters: N points, D trained numbers, L = D + the numbers that ride along. The parameters are views of theta.flat and
+their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
 """
 
 from functools import partial
@@ -28,8 +28,8 @@ class Scene:
         self.shape, self.material, self.background = shape, material, background
         self.renderer = renderer
         modules = {"geometry": shape, "material": material, "background": background}
-        trained = [(f"{group}.{name}", parameter, group)
-                   for group, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
+        trained = [(f"{group}.{name}", parameter, group) for group, module in modules.items()
+                   for name, parameter in module.to(self.device).named_parameters()]
         riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
         self.layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in trained],
                                 [(name, tuple(b.shape)) for name, b in riding])

@@ -16,7 +16,7 @@ from .core import steps
 from .core.errors import RunError
 from .core.steps import Schedule, Streams
 from .core.theta import Drift, Theta
-from .guidance.penalties import PENALTIES
+from .guidance.penalties import PENALTIES, READ_NORMALS
 from .scene import Scene
 from .views.cameras import Image, Views
 
@@ -46,14 +46,14 @@ class ComputationUnit:
         for term in self.terms:
             rng = Streams(self.seed, tau).of(term.name)
             views = term.views(tau, rng)
-            image = self.scene.render(views, tau, rng)
+            weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
+            image = self.scene.render(views, tau, rng, normals=not READ_NORMALS.isdisjoint(weights))
             loss, told = term.guidance(image, views, tau, rng)
             scalars |= told
-            for name, schedule in term.penalties.items():
-                if (weight := steps.at(schedule, tau)) != 0.0:
-                    penalty = PENALTIES[name](image, views)
-                    scalars[name] = penalty.item()
-                    loss = loss + weight * penalty
+            for name, weight in weights.items():
+                penalty = PENALTIES[name](image, views)
+                scalars[name] = penalty.item()
+                loss = loss + weight * penalty
             (steps.at(term.weight, tau) * loss).backward()
         self._refuse_non_finite(tau, scalars)
         return Drift(self.scene.grad, scalars, perf_counter() - start)

@@ -125,7 +125,7 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
     (["stages.0.shape.levles=1"], "stages.0.shape.levles: unknown key; did you mean 'levels'?"),
     (["stages.0.shape.device=cpu"], "stages.0.shape.device: unknown key; valid: radius, colour, levels, "),
     (["stages.0.terms.0.guidance.ball.levles=1"], "guidance.ball.levles: unknown key; did you mean 'levels'?"),
-    (["stages.0.terms.0.guidance.spare.use=test_config:Bal"], "spare.use: no 'Bal' in test_config; did you mean 'Ball'?"),
+    (["stages.0.terms.0.guidance.spare.use=test_config:Bal"], "use: no 'Bal' in test_config; did you mean 'Ball'?"),
     (["stages.0.shape.use=shapes.hashgird:HashGrid"], "stages.0.shape.use: no module 'shapes.hashgird'"),
     (["stages.0.shape.use=picard.rolout:Adam"], "no module 'picard.rolout'; did you mean 'picard.rollout'?"),
     (["stages.0.shape.use=picard.rollout:SDG"], "no 'SDG' in picard.rollout; did you mean 'SGD'?"),
@@ -135,6 +135,9 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
     (["stages.0.shape.levels=2.5"], "stages.0.shape.levels: needs whole number, got 2.5"),
     (["stages.0.shape.levels=true"], "stages.0.shape.levels: needs whole number, got True"),
     (["stages.0.shape.radius=.nan"], "stages.0.shape.radius: needs number, got nan"),
+    (["stages.0.shape.radius=1e999"], "stages.0.shape.radius: needs number, got inf"),
+    ([f"stages.0.shape.radius={10 ** 400}"], "stages.0.shape.radius: needs number, got 1000"),
+    (["stages.0.shape.rate={1: 2}"], "stages.0.shape.rate: needs number | [[step, number], ...] | {name: "),
     (["stages.0.shape.lit=1"], "stages.0.shape.lit: needs true | false, got 1"),
     (["stages.0.shape.label=1"], "stages.0.shape.label: needs text | null, got 1"),
     (["stages.0.shape.kind=holow"], "stages.0.shape.kind: needs solid | hollow, got 'holow'"),
@@ -160,7 +163,7 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
     (["stages.0.terms=[3]"], "stages.0.terms.0: needs {name, views, "),
     (["seed"], "seed: an override reads key=value"),
     (["=3"], "=3: an override reads key=value"),
-    (["window={a: [}"], "window={a: [}: not YAML (line 1): "),
+    (["window={a: [}"], "window: not YAML (line 1): "),
     (["window={size: 1, size: 2}"], "not YAML (line 1): key 'size' given twice"),
     (["prompt=\udcff"], "prompt: not UTF-8 text"),
 ])
@@ -179,7 +182,7 @@ def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], me
     ("seed: !!python/object:os.system x\n", "not YAML (line 1): could not determine a constructor"),
     ("1: 2\nstages: []\n", "1: unknown key; valid: prompt, image, "),
     (yaml.safe_dump(TREE).replace("steps: 10", ""), "stages.0.steps: missing; needs whole number"),
-    (yaml.safe_dump({**TREE, "stages": [STAGE, STAGE]}), "stages: needs at least one entry, each with a name of its own"),
+    (yaml.safe_dump({**TREE, "stages": [STAGE, STAGE]}), "stages: needs at least one entry, each with a name of its"),
     (yaml.safe_dump(TREE).replace("must: 1", "spare: null"), "stages.0.terms.0.guidance.must: missing; needs whole"),
 ])
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:

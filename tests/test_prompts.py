@@ -142,8 +142,8 @@ def test_an_unreadable_tokenizer_is_one_line(tmp_path):
 def test_a_missing_vocabulary_is_an_error_and_an_unknown_word_a_warning(kind, cls, tmp_path, caplog):
     folder = tiny_models.make(kind, tmp_path / kind)
     with caplog.at_level(logging.WARNING, "mpiprop"):
-        cls("cpu", model=str(folder)).embed(["a red chair, żółw"])
-    assert "does not know: żółw" in caplog.text
+        cls("cpu", model=str(folder)).embed(["a red chair, mom and żółw"])
+    assert "not taught: mom, and, żółw" in caplog.text
     shutil.rmtree(folder / "tokenizer")  # which the library takes for a tokenizer without words
     with pytest.raises(UserError, match="tokenizer"):
         cls("cpu", model=str(folder)).embed(["a red chair"])

@@ -7,7 +7,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.guidance.penalties import PENALTIES
 from mpiprop.render.volume import Volume, composite_weights
-from mpiprop.shapes.base import Field
+from mpiprop.shapes.base import Field, Values
 from mpiprop.views.cameras import Image, Samples, orbit
 
 RNG = Streams(0, 0)
@@ -25,11 +25,12 @@ class Ball(Field):
     def density(self, x):
         return self.height * torch.sigmoid(self.sharpness * (0.5 - x.norm(dim=-1)))
 
-    def both(self, x):
-        return self.density(x), 0.5 + x / 2 + 0 * self.height
-
-    def density_and_normal(self, x):
-        return *self.both(x), torch.nn.functional.normalize(x, dim=-1)
+    def probe(self, x, normals):
+        def values(which):
+            at = x[which]
+            normal = torch.nn.functional.normalize(at, dim=-1) if normals else None
+            return Values(self.density(at), 0.5 + at / 2, normal)
+        return self.density(x).detach(), values
 
     def occupancy(self):
         return self.cells
@@ -66,10 +67,10 @@ def brute_force(field, views, step, jitter):
                 continue
             if cells is not None and cells[tuple(((x + 1) / 2 * len(cells)).long().tolist())] * step <= least:
                 continue
-            density, colour, normal = field.density_and_normal(x[None])
-            alpha = 1 - torch.exp(-density * step)
+            at = field.probe(x[None], True)[1](slice(None))
+            alpha = 1 - torch.exp(-at.density * step)
             if reached >= 1e-4 and alpha >= least:
-                sums = sums + passed * alpha * torch.cat([colour[0], torch.ones(1), t.view(1), normal[0]])
+                sums = sums + passed * alpha * torch.cat([at.features[0], torch.ones(1), t.view(1), at.normals[0]])
                 passed = passed * (1 - alpha)
             reached = reached * (1 - alpha.item())
         pixels.append(torch.cat([sums[:3] + 1 - sums[3], sums[3:]]))
@@ -92,7 +93,7 @@ def test_images_and_gradients_equal_brute_force_quadrature(views, rng, skip):
     if skip:
         field.cells = exact_cells(field)
     jitter = torch.zeros(32) if rng is None else torch.rand(32, generator=rng("render.jitter"))
-    expected = brute_force(field, views, 2 * 3 ** 0.5 / 48, jitter)
+    expected = brute_force(field, views, 1.732 * 2 / 48, jitter)
     found = flat(renderer(field, features_as_colours, white, views, rng))
     opacity = expected[:, 3]
     assert 0.2 < (opacity > 0.5).float().mean() < 0.8
@@ -197,7 +198,8 @@ def test_penalties_have_their_published_values():
     assert PENALTIES["orient"](image, None).item() == pytest.approx((0.2 + 0.5 * 0.64 + 0.3) / 2)
     assert PENALTIES["sparsity"](image, None).item() == pytest.approx((0.82 ** 0.5 + 0.1 + 0.1 ** 0.5) / 3)
     p = torch.tensor([0.9, 0.001, 0.3])
-    assert PENALTIES["opaque"](image, None).item() == pytest.approx((-p * p.log() - (1 - p) * (1 - p).log()).mean().item())
+    entropy = (-p * p.log() - (1 - p) * (1 - p).log()).mean().item()
+    assert PENALTIES["opaque"](image, None).item() == pytest.approx(entropy)
     mean = (0.2 * 1 + 0.5 * 2 + 0.2 * 4) / 0.9
     variance = (0.2 * (1 - mean) ** 2 + 0.5 * (2 - mean) ** 2 + 0.2 * (4 - mean) ** 2) / 0.9
     assert PENALTIES["z_variance"](image, None).item() == pytest.approx(variance)

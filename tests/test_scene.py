@@ -39,7 +39,8 @@ def test_parameters_gradients_and_riding_state_are_views_of_flat_vectors():
     theta = scene.theta()
     scene.load(theta, 3)
     start, element = theta.flat.data_ptr(), theta.flat.element_size()
-    tensors = dict(scene.shape.named_parameters(prefix="geometry")) | dict(scene.background.named_parameters(prefix="background"))
+    tensors = dict(scene.shape.named_parameters("geometry"))
+    tensors |= dict(scene.background.named_parameters("background"))
     tensors["geometry.cells.values"] = scene.shape.cells.values
     assert {entry.name for entry in scene.layout.entries} == set(tensors)
     for entry in scene.layout.entries:

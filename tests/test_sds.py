@@ -39,14 +39,16 @@ def at_timestep(t: float) -> dict:
 
 
 class Blind(ClosedForm):
-    """A prior that predicts one number everywhere."""
+    """A prior that predicts one number wherever it is given a prompt, and zero otherwise."""
 
     def __init__(self, value: float) -> None:
         super().__init__("cpu", size=SIZE)
         self.value = value
 
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return torch.full_like(x_t, self.value)
+        out = torch.zeros_like(x_t)
+        out[:len(out) // 2] = self.value
+        return out
 
 
 @pytest.mark.parametrize("weighting, w", [
@@ -83,7 +85,7 @@ def view(views: Views, b: int) -> str:
 
 
 def test_expected_gradient_points_from_the_mean_to_the_render():
-    """E_eps[g] = w sigma alpha (x0 - mu) / (alpha^2 s^2 + sigma^2), whatever was drawn; no guidance: scale 0, form A."""
+    """E_eps[g] = w sigma alpha (x0 - mu) / (alpha^2 s^2 + sigma^2), whatever was drawn (scale 0 in form A: cond)."""
     B = 4000
     sds = closed_form(Plain(), scale=0.0, weighting="uniform", **at_timestep(0.3))
     rgb, one = torch.full((B, SIZE, SIZE, 3), 0.3).requires_grad_(), torch.ones(B, SIZE, SIZE, 1)

@@ -17,7 +17,7 @@ SMALL = dict(levels=4, log2_table=9, base_resolution=4, growth=1.7, hidden=16, s
 
 
 def naive(table, levels, point):
-    """Features of one point by the definition of tiny-cuda-nn's grid, one corner at a time, in unsigned Python integers."""
+    """Features of one point by the definition of tiny-cuda-nn's grid, corner by corner, in unsigned Python integers."""
     features = []
     for level in levels:
         place = [float(c) * level.scale + 0.5 for c in point]
@@ -38,8 +38,8 @@ def naive(table, levels, point):
     return torch.cat(features)
 
 
-def encoding(**keys):
-    code = HashEncoding(RNG, **{"levels": 4, "log2_table": 9, "base_resolution": 4, "growth": 1.7, "backend": "torch"} | keys)
+def encoding():
+    code = HashEncoding(RNG, levels=4, log2_table=9, base_resolution=4, growth=1.7, backend="torch")
     code.table.data.mul_(1e4)  # to order one
     return code
 
@@ -62,7 +62,7 @@ def test_features_equal_the_naive_definition_and_so_does_the_gradient_to_the_tab
     table = code.table.detach().double().requires_grad_()
     expected = torch.stack([naive(table, code.levels, p) for p in x])
     weights = torch.rand(expected.shape, generator=RNG("weights"))
-    found = code(x)
+    found = code(x.T).T
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-5)  # places of up to 30 in float32
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -73,22 +73,22 @@ def test_hashes_agree_with_unsigned_arithmetic_at_the_papers_scale():
     code = HashEncoding(RNG, 16, 19, 16, 1.447269237440378, "torch")
     x = points(12)
     expected = torch.stack([naive(code.table.detach().double(), code.levels, p) for p in x])
-    torch.testing.assert_close(code(x), expected.float(), rtol=0, atol=2e-8)  # of values up to 1e-4: float32 places
+    torch.testing.assert_close(code(x.T).T, expected.float(), rtol=0, atol=2e-8)  # of values up to 1e-4: float32 places
 
 
 def test_many_chunks_are_the_same_as_one(monkeypatch):
     code, x = encoding(), points()
-    whole = code(x)
+    whole = code(x.T)
     monkeypatch.setattr("mpiprop.shapes.encoding.CHUNK", 7)
-    torch.testing.assert_close(code(x), whole, rtol=0, atol=0)
+    torch.testing.assert_close(code(x.T), whole, rtol=0, atol=0)
 
 
 def test_the_gradient_in_the_points_equals_double_precision_autograd_and_reaches_the_table():
     code, x = encoding(), points()
     weights = torch.rand(len(x), 8, generator=RNG("weights")).requires_grad_()
     outer = torch.rand(len(x), 3, generator=RNG("outer"))
-    features, pull = code.vjp(x)
-    gradient = pull(weights)
+    features, pull = code.attach(x.T, code.read(x.T, True))
+    gradient = pull(weights.T).T
     (gradient * outer).sum().backward()
 
     table = code.table.detach().double().requires_grad_()
@@ -97,7 +97,7 @@ def test_the_gradient_in_the_points_equals_double_precision_autograd_and_reaches
     expected = torch.stack([naive_smooth(table, code.levels, p) for p in x64])
     slope, = torch.autograd.grad((expected * inner).sum(), x64, create_graph=True)
     (slope * outer).sum().backward()
-    torch.testing.assert_close(features, code(x), rtol=0, atol=0)
+    torch.testing.assert_close(features, code(x.T), rtol=0, atol=0)
     torch.testing.assert_close(gradient, slope.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(code.table.grad, table.grad.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights.grad, inner.grad.float(), rtol=1e-4, atol=1e-4)
@@ -128,7 +128,7 @@ def naive_smooth(table, levels, point):
 def test_levels_beyond_the_active_ones_are_zero_and_get_no_gradient():
     code = encoding()
     code.active = 2
-    features = code(points())
+    features = code(points().T).T
     features.sum().backward()
     assert features[:, 4:].abs().max() == 0 and features[:, :4].abs().min() > 0
     assert code.table.grad[2 * code.levels[2].offset:].abs().max() == 0
@@ -147,9 +147,34 @@ def test_initial_densities_are_those_of_the_blob():
     """With the table near zero: softplus(10), softplus(0), softplus(-10) at |x| = 0, 0.5, 1 (std 0.5, scale 10)."""
     x = torch.tensor([[0.0, 0, 0], [0, 0.5, 0], [0, 0, 1]])
     density = HashGrid(RNG, **SMALL).density(x)
-    torch.testing.assert_close(density, torch.tensor([log1p(exp(-10)) + 10, 0.693147, log1p(exp(-10))]), rtol=1e-3, atol=0)
+    expected = torch.tensor([log1p(exp(-10)) + 10, 0.693147, log1p(exp(-10))])
+    torch.testing.assert_close(density, expected, rtol=1e-3, atol=0)
     gaussian = HashGrid(RNG, **SMALL, blob="dreamfusion", activation="exp", blob_scale=5.0, blob_std=0.2).density(x)
     torch.testing.assert_close(gaussian[:2].log(), torch.tensor([5.0, 5 * exp(-3.125)]), rtol=1e-3, atol=1e-4)
+
+
+def everywhere(field, x):
+    return field.probe(x, normals=True)[1](slice(None))
+
+
+@pytest.mark.parametrize("normal", ["analytic", "finite_difference", "none"])
+def test_probing_gives_the_values_and_gradients_of_a_selection(normal):
+    field = HashGrid(RNG, **SMALL, radius=1.0, normal=normal)
+    field.encoding.table.data.mul_(1e4)
+    x = points() * 2 - 1
+    some = torch.arange(len(x)) % 3 == 0
+    density, values = field.probe(x, normals=normal != "none")
+    assert not density.requires_grad
+    torch.testing.assert_close(density, field.density(x))
+    found = values(some)
+    torch.testing.assert_close(found.density, field.density(x[some]))
+    torch.testing.assert_close(found.features, field.features(x[some]))
+    one, other = (torch.autograd.grad(f.square().sum(), list(field.parameters())[:2])
+                  for f in (found.density, field.density(x[some])))
+    for a, b in zip(one, other):
+        torch.testing.assert_close(a, b)
+    if normal != "none":
+        torch.testing.assert_close(found.normals, everywhere(field, x[some]).normals)
 
 
 @pytest.mark.parametrize("blob", ["magic3d", "dreamfusion", "none"])
@@ -158,13 +183,21 @@ def test_analytic_normals_point_down_the_density_and_are_differentiable(blob, la
     field = HashGrid(RNG, **SMALL, blob=blob, blob_scale=2.0, hidden_layers=layers, radius=1.0)
     field.encoding.table.data.mul_(1e4)
     x = torch.rand(40, 3, generator=RNG("x")) * 1.6 - 0.8
-    density, features, normal = field.density_and_normal(x)
+    found = everywhere(field, x)
     step = 1e-3
     slope = torch.stack([field.density(x + step * e) - field.density(x - step * e) for e in torch.eye(3)], -1)
-    cosine = torch.cosine_similarity(normal, -slope, dim=-1)
+    cosine = torch.cosine_similarity(found.normals, -slope, dim=-1)
     assert cosine.median() > 0.9999  # a difference that straddles a cell's wall may be off
-    torch.testing.assert_close(density, field.density(x))
-    torch.testing.assert_close(features, field.features(x))
+    torch.testing.assert_close(found.density, field.density(x))
+    torch.testing.assert_close(found.features, field.features(x))
+
+
+def test_where_the_density_is_flat_normals_are_zero_and_gradients_finite():
+    field = HashGrid(RNG, **SMALL, blob="none")
+    field.density_network.weights[1].data.zero_()
+    normals = everywhere(field, points()).normals
+    normals.sum().backward()
+    assert normals.abs().max() == 0 and field.density_network.weights[1].grad.isfinite().all()
 
 
 @pytest.mark.parametrize("blob", ["magic3d", "none"])
@@ -174,7 +207,7 @@ def test_gradients_of_normals_equal_double_backward_through_a_naive_field(blob):
     x = torch.rand(12, 3, generator=RNG("x")) * 1.6 - 0.8
     outer = torch.rand(12, 3, generator=RNG("outer"))
     trained = [field.encoding.table, field.density_network.weights[0], field.density_network.weights[1]]
-    found = torch.autograd.grad((field.density_and_normal(x)[2] * outer).sum(), trained)
+    found = torch.autograd.grad((everywhere(field, x).normals * outer).sum(), trained)
 
     table, first, last = (tensor.detach().double().requires_grad_() for tensor in trained)
     at = x.double().requires_grad_()
@@ -191,21 +224,22 @@ def test_finite_difference_normals_agree_with_analytic_ones():
     analytic = HashGrid(RNG, **keys)
     differences = HashGrid(RNG, **keys, normal="finite_difference", normal_step=1e-3)
     x = torch.rand(40, 3, generator=RNG("x")) - 0.5
-    a, b = analytic.density_and_normal(x)[2], differences.density_and_normal(x)[2]
+    a, b = everywhere(analytic, x).normals, everywhere(differences, x).normals
     assert (a * b).sum(-1).min() > 0.999
 
 
 def test_networks_equal_torch_modules():
     mlp = MLP(RNG, 5, 7, 7, 1)
-    reference = torch.nn.Sequential(torch.nn.Linear(5, 7, bias=False), torch.nn.ReLU(), torch.nn.Linear(7, 7, bias=False),
-                                    torch.nn.ReLU(), torch.nn.Linear(7, 1, bias=False))
+    linear, relu = torch.nn.Linear, torch.nn.ReLU()
+    reference = torch.nn.Sequential(linear(5, 7, bias=False), relu, linear(7, 7, bias=False), relu,
+                                    linear(7, 1, bias=False))
     for layer, weight in zip(reference[::2], mlp.weights):
         layer.weight.data.copy_(weight)
     x = torch.randn(20, 5, generator=RNG("x")).requires_grad_()
-    value, gradient = mlp.value_and_gradient(x)
+    value, gradient = mlp.value_and_gradient(x.T)
     torch.testing.assert_close(value, reference(x)[:, 0])
-    torch.testing.assert_close(mlp(x), reference(x))
-    torch.testing.assert_close(gradient, torch.autograd.grad(reference(x).sum(), x)[0])
+    torch.testing.assert_close(mlp(x.T).T, reference(x))
+    torch.testing.assert_close(gradient.T, torch.autograd.grad(reference(x).sum(), x)[0])
 
 
 def test_truncated_exponential_is_the_exponential_with_a_bounded_slope():
@@ -255,7 +289,8 @@ def shade(material, tau, rng, n=6):
     features, positions, normals, light = (torch.randn(n, 3, generator=draw) for _ in range(4))
     normals = normals / normals.norm(dim=-1, keepdim=True)
     towards = (light - positions) / (light - positions).norm(dim=-1, keepdim=True)
-    return material(features, positions, normals, light, tau, rng), features, (normals * towards).sum(-1, keepdim=True).clamp(min=0)
+    cosine = (normals * towards).sum(-1, keepdim=True).clamp(min=0)
+    return material(features, positions, normals, light, tau, rng), features, cosine
 
 
 def test_shading_follows_its_schedule_in_the_published_proportions():
@@ -283,7 +318,7 @@ def test_shaded_colours_are_lamberts_law():
 def test_harmonics_are_orthonormal_over_the_sphere():
     draws = torch.randn(200_000, 3, generator=RNG("sphere"), dtype=torch.float64)
     basis = harmonics(draws / draws.norm(dim=-1, keepdim=True))
-    torch.testing.assert_close(basis.T @ basis / len(basis) * 4 * torch.pi, torch.eye(9).double(), rtol=0, atol=0.03)
+    torch.testing.assert_close(basis @ basis.T / len(draws) * 4 * torch.pi, torch.eye(9).double(), rtol=0, atol=0.03)
 
 
 def test_backgrounds_are_replaced_by_one_colour_per_view_as_often_as_asked():
@@ -300,3 +335,20 @@ def test_backgrounds_are_replaced_by_one_colour_per_view_as_often_as_asked():
         assert spread > 0 or not torch.equal(seen[0, 0, 0], seen[1, 0, 0])
     assert 75 < plain < 125
     assert (environment(directions, None)[0, 0, 0] - environment(directions, None)[0, 2, 3]).abs().max() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "tcnn"])
+def test_features_normals_and_gradients_on_cuda_equal_those_on_the_cpu(backend):
+    if backend == "tcnn":
+        pytest.importorskip("tinycudann")
+    x, outer = points() * 2 - 1, torch.rand(68, 3, generator=RNG("outer"))
+    found = []
+    for device, where in (("cpu", "torch"), ("cuda", backend)):
+        field = HashGrid(RNG, **SMALL, radius=1.0, backend=where)
+        field.encoding.table.data.mul_(1e4)
+        values = everywhere(field.to(device), x.to(device))
+        (values.features + values.normals * outer.to(device)).sum().backward()
+        found.append([t.detach().cpu() for t in (values.density, values.normals, field.encoding.table.grad)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

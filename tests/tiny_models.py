@@ -1,6 +1,7 @@
 """Tiny random models of the real classes, in the real layout of a diffusers folder.
 
-`python tests/tiny_models.py sd-v FOLDER` makes one. Kinds: "sd" (epsilon), "sd-v" (v-prediction), "sd-tiny-vae" (AutoencoderTiny), "if" (six-channel pixel UNet, T5).
+`python tests/tiny_models.py sd-v FOLDER` makes one. Kinds: "sd" (epsilon), "sd-v" (v-prediction), "sd-tiny-vae"
+(AutoencoderTiny), "if" (six-channel pixel UNet, T5).
 """
 
 import json
@@ -64,7 +65,8 @@ def _deep_floyd(kind: str, folder: Path) -> None:
     text = T5Config(vocab_size=128, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     T5EncoderModel(text).save_pretrained(folder / "text_encoder")
     _t5_tokenizer(folder / "tokenizer")
-    DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range").save_pretrained(folder / "scheduler")
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range")
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def _clip_tokenizer(folder: Path) -> None:

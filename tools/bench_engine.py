@@ -95,14 +95,12 @@ def run(args: argparse.Namespace) -> None:
 
     rule, e = (threshold.relative(0.9, 10.0), 0.0) if args.threshold == "auto" else (threshold.fixed, float(args.threshold))
     window = Window(optimiser.start(Theta(torch.zeros(D), layout)), (), e)
-    begin = clock = perf_counter()
-    evaluating = 0.0
-    rows = []
+    clock, rows = perf_counter(), []
     print(f"{workers} workers, window {p}, D {D:,}, {args.seconds} s an evaluation, {T} steps\n"
           "slide   tau  stride  seconds  evaluating  rollout  outside", flush=True)
     for window in propel(window, transport, h_dagger, p=p, T=T, threshold=rule, predict=optimiser.predict):
         now = perf_counter()
-        rows.append((now - clock, transport.busy.since(clock), in_rollout[0]))
+        rows.append((now - clock, transport.busy.since(clock)[1], in_rollout[0]))
         in_rollout[0], clock = 0.0, now
         seconds, evaluating, rolled = rows[-1]
         print(f"{window.k:5d} {window.x.tau:5d} {window.stride:7d} {seconds:8.3f} {evaluating:11.3f} {rolled:8.3f}"

@@ -1,6 +1,6 @@
 """Meshes as files that other programs read: GLB (Khronos glTF 2.0, sections 3, 4), OBJ and PLY; writes are atomic.
 
-Letters: V vertices, F faces. glTF and OBJ are y-up with the front on +z; the world (z up, front on +x) is turned for them.
+Letters: V vertices, F faces. glTF and OBJ are y-up with the front on +z; the world (z up, front +x) is turned for them.
 PLY keeps the world frame.
 """
 

@@ -76,6 +76,7 @@ def _mp4(frames: ndarray, path: Path, fps: int) -> None:
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # the chroma of yuv420p is at half resolution
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{W}x{H}", "-r", str(fps), "-i", "-"]
     target = ["-vf", even, "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", path]
-    made = subprocess.run(["ffmpeg", "-v", "error", "-y", *source, *target], input=frames.tobytes(), capture_output=True)
+    command = ["ffmpeg", "-v", "error", "-y", *source, *target]
+    made = subprocess.run(command, input=frames.tobytes(), capture_output=True)
     if made.returncode:
         raise RunError(f"{path.name}: ffmpeg failed: {made.stderr.decode(errors='replace').strip().splitlines()[-1]}")

@@ -47,9 +47,10 @@ def z_variance(image: Image, views: Views) -> Tensor:
 
 PENALTIES: dict[str, Callable[[Image, Views], Tensor]] = {
     "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
+READ_NORMALS = {"orient"}  # of them, those for which normals must be rendered
 
 
 def _samples(image: Image, name: str) -> Samples:
     if image.samples is None:
-        raise UserError(f"penalties.{name}: the renderer keeps no samples; use render.volume:Volume or remove the penalty")
+        raise UserError(f"penalties.{name}: the image has no samples; use render.volume:Volume or remove the penalty")
     return image.samples

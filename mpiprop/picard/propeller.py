@@ -59,11 +59,11 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
     theta = (window.x.theta, *window.guess)
     drift = [s(theta[j], window.x.tau + j) for j in range(len(window.guess))]  # s(theta^k_{tau+j}), in parallel
 
-    while (tau := window.x.tau) < T:
+    while window.x.tau < T:
         x, accepted, errors, scalars = window.x.copy(), None, [], []
         ahead: list[tuple[Theta, Promise | None]] = []  # theta^{k+1} and its drift, from the new tau on
         for j in range(p := len(window.guess)):
-            arrived = drift[j].result()
+            arrived, drift[j] = drift[j].result(), None
             x = h_dagger(arrived, x)  # theta^{k+1}_{tau+j+1}
             errors.append(distance(x.theta, theta[j + 1]))
             if j == 0:
@@ -82,8 +82,8 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
         for new in predict(x, max(0, q + 1 - len(ahead))):  # the window slides on
             ahead.append((new, s(new, accepted.tau + len(ahead)) if len(ahead) < q else None))
 
-        theta, drift = zip(*ahead[:q + 1])
-        window = Window(accepted, theta[1:], threshold(window.e, window.k, errors, step), window.k + 1,
+        theta, drift = map(list, zip(*ahead[:q + 1]))
+        window = Window(accepted, tuple(theta[1:]), threshold(window.e, window.k, errors, step), window.k + 1,
                         stride, tuple(errors), tuple(scalars))
         yield window
 

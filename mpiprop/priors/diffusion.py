@@ -26,8 +26,8 @@ class Diffusion:
 
     def __init__(self, device: torch.device | str, parts: Parts, dtype: str) -> None:
         self.device, self.parts = torch.device(device), parts
-        half = "float16" if self.device.type == "cuda" else "float32"
-        self.dtype: torch.dtype = getattr(torch, half if dtype == "auto" else dtype)
+        auto = "float16" if self.device.type == "cuda" else "float32"
+        self.dtype: torch.dtype = getattr(torch, auto if dtype == "auto" else dtype)
         self.config = parts.config("unet")
         if self.config.get("addition_embed_type") not in (None, "text"):
             raise UserError(f"model {parts.model!r}: its UNet wants more than text (addition_embed_type "
@@ -74,20 +74,20 @@ class StableDiffusion(Diffusion):
                  revision: str | None = None, dtype: Dtype = "auto", resolution: int | None = None) -> None:
         super().__init__(device, Parts(model, variant, revision), dtype)
         vae = self.parts.config("vae")
+        self._vae = vae["_class_name"]
+        if self._vae not in ("AutoencoderKL", "AutoencoderTiny"):
+            raise UserError(f"model {model!r}: its VAE is a {self._vae}; give a model with an AutoencoderKL")
         if vae["latent_channels"] != self.config["in_channels"]:
             raise UserError(f"model {model!r}: its UNet wants {self.config['in_channels']} channels, its VAE makes "
                             f"{vae['latent_channels']}; give a text-to-image model")
         channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
         self.resolution = resolution or self.config["sample_size"] * 2 ** (len(channels) - 1)
         self.scale, self.shift = vae["scaling_factor"], vae.get("shift_factor") or 0.0
-        self._vae = vae["_class_name"]
 
     @cached_property
     def vae(self) -> nn.Module:
         import diffusers
 
-        if self._vae not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise UserError(f"model {self.parts.model!r}: the VAE class {self._vae} is not supported")
         return self._place(getattr(diffusers, self._vae), "vae")
 
     def embed(self, strings: Sequence[str]) -> Tensor:
@@ -100,14 +100,14 @@ class StableDiffusion(Diffusion):
         return encode(tokenizer, encoder, strings, length)
 
     def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
-        """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w] float32, differentiable in rgb."""
+        """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w], differentiable in rgb."""
         made = self.vae.encode(_to_model(rgb, self.resolution).to(self.dtype))
         if self._vae == "AutoencoderTiny":
-            x0 = made.latents.float()
+            x0 = made.latents
         else:
             q = made.latent_dist
-            x0 = (q.mean + q.std * normal(rng, *q.mean.shape).to(q.mean)).float()
-        return (x0 - self.shift) * self.scale
+            x0 = q.mean + q.std * normal(rng, *q.mean.shape).to(q.mean)
+        return (x0.to(rgb.dtype) - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:

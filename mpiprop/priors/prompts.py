@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
+from mpiprop.priors.base import Prior
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Prompts:
     directions: Directions
 
     @classmethod
-    def of(cls, prior: Any, directions: Directions, prompt: str) -> "Prompts":
+    def of(cls, prior: Prior, directions: Directions, prompt: str) -> "Prompts":
         """The prompts that the prior's text encoder makes of `prompt`."""
         return cls(prior.embed(directions.strings(prompt)), directions)
 
@@ -59,7 +60,7 @@ class Prompts:
 
     def __call__(self, azimuth: Tensor, elevation: Tensor) -> Condition:
         """The texts for views at azimuth [B] in (-pi, pi] and elevation [B], radians."""
-        mix, weights = self.directions(azimuth.cpu(), elevation.cpu())
+        mix, weights = self.directions(azimuth, elevation)
         to = self.embeddings.device
         return Condition(torch.einsum("rbv,vne->rbne", mix.to(to), self.embeddings), weights.to(to))
 
@@ -67,16 +68,16 @@ class Prompts:
 def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
     """The encoder's last hidden states [V, length, E], float32 on the CPU.
 
-    A text that is too long is cut before its end token, with a warning; so are words that the tokenizer cannot write
-    left out. Raises UserError where it can write none, as when its vocabulary is missing.
+    A text that is too long is cut before its end token; a warning names what was lost, and the words that the tokenizer
+    does not know or can only spell. Raises UserError where it knows none, as when its vocabulary is missing.
     """
     strings = list(strings)
-    words = list(dict.fromkeys(re.findall(r"\w+", " ".join(strings))))
-    unknown = [w for w in words if tokenizer.unk_token_id in tokenizer(w, add_special_tokens=False)["input_ids"]]
-    if unknown == words != []:
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", " ".join(strings)))
+    pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
+    if pieces and all(tokenizer.unk_token_id in ids for ids in pieces.values()):
         raise UserError(f"prompt {strings[0]!r}: the model's tokenizer knows no word of it; is its vocabulary there?")
-    if unknown:
-        log.warning("the model's tokenizer does not know: %s", ", ".join(unknown))
+    if unknown := [w for w, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(w) > 2]:
+        log.warning("words that the model was not taught: %s", ", ".join(unknown))
     longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len)
     if len(longest) > length:
         log.warning("the prompt is too long: with its view it has %d tokens, the model reads %d; lost: %r",
@@ -100,7 +101,7 @@ class Plain:
         return [prompt, self.negative]
 
     def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
-        mix = torch.eye(2)[:, None].expand(2, len(azimuth), 2)
+        mix = torch.eye(2, device=azimuth.device)[:, None].expand(2, len(azimuth), 2)
         return mix, mix.new_zeros(0, len(azimuth))
 
 

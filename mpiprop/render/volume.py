@@ -1,13 +1,12 @@
 """Volume rendering of density fields by quadrature along rays (Max 1995; DreamFusion, section 3.2).
 
 Letters: B views, H x W pixels, R = B H W rays, S samples that survive, along all rays together, ray after ray.
-Empty cells of the field's occupancy grid are stepped over; of the rest, samples that no light reaches (T < 1e-4) or that
-hold almost nothing are dropped before anything is differentiated.
+Empty cells of the field's occupancy grid are stepped over; of the rest, samples that no light reaches (T < 1e-4) or
+that hold almost nothing are dropped before anything is differentiated.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import sqrt
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -27,50 +26,35 @@ Shade = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """Colours [S, 3] of features [S, 3] at positions [S, 3] with normals [S, 3], lit from [S, 3]."""
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Rays and which samples belong to which."""
-
-    origins: Tensor  # [R, 3]
-    directions: Tensor  # [R, 3] unit
-    ray: Tensor  # [S] ascending
-    t: Tensor  # [S] middle of the sample's interval
-
-    def positions(self) -> Tensor:
-        return torch.addcmul(self.origins[self.ray], self.directions[self.ray], self.t[:, None])
-
-    def only(self, keep: Tensor) -> "Packed":
-        return Packed(self.origins, self.directions, self.ray[keep], self.t[keep])
-
-
 class Volume:
     """A renderer of fields by equal steps along each ray through the box.
 
     samples: steps along the box's diagonal
     chunk: rays at a time in evaluation renders (bounds their memory)
-    backend: what finds the samples in occupied cells: "torch" (any device) or "nerfacc" (CUDA)
+    backend: what finds samples in occupied cells: "torch" (any device) or "nerfacc" (CUDA); auto: nerfacc where it can be
     """
 
     def __init__(self, *, samples: int = 512, chunk: int = 16384,
-                 backend: Literal["torch", "nerfacc"] = "torch") -> None:
+                 backend: Literal["auto", "torch", "nerfacc"] = "auto") -> None:
         self.samples, self.chunk = samples, chunk
-        self.march = _march if backend == "torch" else _march_nerfacc
+        fast = backend == "nerfacc" or backend == "auto" and torch.cuda.is_available() and find_spec("nerfacc")
+        self.march = _march_nerfacc if fast else _march
 
     def step(self, field: Field) -> float:
         """The distance between samples (world units)."""
-        return 2 * sqrt(3) * field.radius / self.samples
+        return 1.732 * 2 * field.radius / self.samples  # the square root of 3 as all of the field rounds it
 
     def __call__(self, field: Field, shade: Shade, background: Callable[[Tensor], Tensor], views: Views,
                  rng: Streams | None = None, normals: bool = True) -> Image:
-        """The image of `field` before `background` (colours of directions [B, H, W, 3]); rng None: evaluation, without
-        jitter and in chunks, whose samples are not kept. Differentiable in all parameters."""
+        """The image of `field` before `background` (colours of directions [B, H, W, 3]); rng None: evaluation, that is
+        without jitter and in chunks, whose samples are not kept. Differentiable in all parameters."""
         origins, directions = views.rays()
         behind = background(directions)
         shape = directions.shape[:3]
         view = torch.arange(len(views), device=directions.device).repeat_interleave(shape[1] * shape[2])
         rays = (origins.reshape(-1, 3), directions.reshape(-1, 3), views.light[view])
         if rng is None:
-            parts = [self._render(field, shade, *part, None, normals)[0]
+            parts = [self._render(field, shade, *part, torch.zeros_like(part[0][:, 0]), normals)[0]
                      for part in zip(*(each.split(self.chunk) for each in rays))]
             channels, samples = torch.cat(parts), None
         else:
@@ -81,37 +65,27 @@ class Volume:
         return Image(rgb, opacity, depth, normalize(normal, dim=-1) if normal.shape[-1] else None, samples)
 
     def _render(self, field: Field, shade: Shade, origins: Tensor, directions: Tensor, light: Tensor,
-                jitter: Tensor | None, normals: bool) -> tuple[Tensor, Samples]:
+                jitter: Tensor, normals: bool) -> tuple[Tensor, Samples]:
         """Colour, opacity, depth and (where wanted) normal summed along each ray [R, 5 or 8], and the samples."""
         step = self.step(field)
-        packed = self._visible(field, origins, directions, jitter, step)
-        positions = packed.positions()
-        if normals:
-            density, features, normal = field.density_and_normal(positions)
-        else:
-            density, features = field.both(positions)
-            normal = None
-        weights = composite_weights(density * step, packed.ray, len(origins))
-        colour = shade(features, positions, normal, light[packed.ray])
-        channels = [colour, torch.ones_like(colour[:, :1]), packed.t[:, None]] + [normal] * normals
-        summed = colour.new_zeros(len(origins), 8 if normals else 5)
-        summed = summed.index_add(0, packed.ray, torch.cat(channels, -1) * weights[:, None])
-        return summed, Samples(packed.ray, packed.t, weights, positions, directions[packed.ray], normal)
-
-    @torch.no_grad()
-    def _visible(self, field: Field, origins: Tensor, directions: Tensor, jitter: Tensor | None, step: float) -> Packed:
-        """The samples worth differentiating."""
-        grid, least = field.occupancy(), 0.0
-        if grid is not None:
+        least, occupied = 0.0, torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
+        if (grid := field.occupancy()) is not None:
             least = threshold(grid, step)
-            grid = grid * step > least
-        else:
-            grid = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
-        jitter = origins.new_zeros(len(origins)) if jitter is None else jitter
-        packed = self.march(origins, directions, grid, field.radius, step, jitter)
-        thickness = field.density(packed.positions()) * step
-        passed = _before(thickness.double(), packed.ray, len(origins)).neg().exp()
-        return packed.only((passed >= EARLY_STOP) & (-torch.expm1(-thickness) >= least))
+            occupied = grid * step > least
+        with torch.no_grad():
+            ray, t = self.march(origins, directions, occupied, field.radius, step, jitter)
+            positions = torch.addcmul(origins[ray], directions[ray], t[:, None])
+            density, values = field.probe(positions, normals)
+            passed = torch.exp(-_before(density.double() * step, ray, len(origins)))
+            kept = ((passed >= EARLY_STOP) & (-torch.expm1(-density * step) >= least)).nonzero()[:, 0]
+            ray, t, positions = ray[kept], t[kept], positions[kept]
+        at = values(kept)
+        weights = composite_weights(at.density * step, ray, len(origins))
+        colour = shade(at.features, positions, at.normals, light[ray])
+        channels = [colour, torch.ones_like(t)[:, None], t[:, None]] + ([] if at.normals is None else [at.normals])
+        summed = colour.new_zeros(len(origins), 8 if normals else 5)
+        summed = summed.index_add(0, ray, torch.cat(channels, -1) * weights[:, None])
+        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals)
 
 
 def composite_weights(thickness: Tensor, ray: Tensor, rays: int) -> Tensor:
@@ -145,42 +119,42 @@ def _before(values: Tensor, ray: Tensor, rays: int) -> Tensor:
     return total - total[first][ray] if len(ray) else total
 
 
-def _march(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float, step: float, jitter: Tensor) -> Packed:
-    """The points (jitter + k + 1/2) step of each ray that lie in an occupied cell of the box."""
+def _march(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float, step: float,
+           jitter: Tensor) -> tuple[Tensor, Tensor]:
+    """Ray [S] and distance [S] of those points (jitter + k + 1/2) step of each ray that lie in occupied cells."""
     cells = torch.tensor(occupied.shape, device=origins.device)
     width = 2 * radius / cells
     filled = occupied.nonzero()
     if not len(filled):
-        none = origins.new_zeros(0)
-        return Packed(origins, directions, none.long(), none)
+        return filled.new_zeros(0), origins.new_zeros(0)
     low, high = filled.amin(0) * width - radius, (filled.amax(0) + 1) * width - radius
     slope = 1 / torch.where(directions.abs() < 1e-9, 1e-9, directions)
     walls = torch.stack([(low - origins) * slope, (high - origins) * slope])
     enter, leave = walls.amin(0).amax(-1).clamp(min=0), walls.amax(0).amin(-1)
-    k0 = torch.ceil(enter / step - jitter - 0.5)
-    count = (torch.floor(leave / step - jitter - 0.5) - k0 + 1).clamp(min=0).long()
+    first = torch.ceil(enter / step - jitter - 0.5)
+    count = (torch.floor(leave / step - jitter - 0.5) - first + 1).clamp(min=0).long()
     ray = torch.arange(len(origins), device=origins.device).repeat_interleave(count)
-    start = k0 - (count.cumsum(0) - count)
-    t = (torch.arange(len(ray), device=ray.device) + (start + jitter)[ray] + 0.5) * step
-    packed = Packed(origins, directions, ray, t)
-    cell = ((packed.positions() + radius) / width).long().clamp_(min=0).minimum(cells - 1)
-    x, y, z = cell.unbind(-1)
-    return packed.only(occupied[x, y, z])
+    k = torch.arange(len(ray), device=ray.device) + (first.long() - count.cumsum(0) + count)[ray]
+    t = (k + (jitter + 0.5)[ray]) * step
+    cell = torch.addcmul(((origins + radius) / width)[ray], (directions / width)[ray], t[:, None])
+    x, y, z = cell.long().clamp_(min=0).minimum(cells - 1).unbind(-1)
+    inside = occupied[x, y, z].nonzero()[:, 0]
+    return ray[inside], t[inside]
 
 
 def _march_nerfacc(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float, step: float,
-                   jitter: Tensor) -> Packed:
-    """The same points, found by nerfacc's traversal, which starts its lattice where a ray enters the box."""
+                   jitter: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, found by nerfacc's traversal, which decides by the cell where a step begins."""
     try:
         import nerfacc
     except ImportError as error:
         raise UserError(f"render.backend: 'nerfacc' is not installed ({error}); set render.backend: torch") from error
-    if not origins.is_cuda:
-        raise UserError("render.backend: 'nerfacc' needs a CUDA device; set render.backend: torch")
+    if not origins.is_cuda:  # previews of a CUDA run, made elsewhere
+        return _march(origins, directions, occupied, radius, step, jitter)
     box = torch.tensor([3 * [-radius] + 3 * [radius]], device=origins.device)
     near = jitter * step
     intervals, samples, _ = nerfacc.traverse_grids(
         origins.contiguous(), directions.contiguous(), occupied[None], box, near_planes=near,
         far_planes=torch.full_like(near, 1e10), step_size=step, cone_angle=0.0)
     middle = (intervals.vals[intervals.is_left] + intervals.vals[intervals.is_right]) / 2
-    return Packed(origins, directions, samples.ray_indices, middle)
+    return samples.ray_indices, middle

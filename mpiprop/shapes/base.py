@@ -3,16 +3,28 @@
 Letters: N points.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from ..core.steps import Streams
+
+
+@dataclass(frozen=True)
+class Values:
+    """A field at points, differentiable in its parameters."""
+
+    density: Tensor  # [N] >= 0 per world unit
+    features: Tensor  # [N, 3], of which a material makes colours
+    normals: Tensor | None  # [N, 3] unit, outward, where asked for
 
 
 class Field(nn.Module):
     """A density field with three features per point inside the box [-radius, radius]^3."""
 
     radius: float  # half side of the box, world units
-    has_normals: bool  # whether `density_and_normal` is available
+    has_normals: bool  # whether it can be asked for normals
 
     def at(self, tau: int) -> None:
         """Sets what depends on the step alone (progressive bands)."""
@@ -21,17 +33,14 @@ class Field(nn.Module):
         """Density [N] >= 0 per world unit at points [N, 3]."""
         raise NotImplementedError
 
-    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Density [N] and features [N, 3] at points [N, 3]."""
-        raise NotImplementedError
-
-    def density_and_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Density [N], features [N, 3] and outward unit normals [N, 3], differentiable, at points [N, 3]."""
+    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+        """Density [N] at points [N, 3], not differentiable, and a function that returns what it takes to render some of
+        them (a mask or indices, or a slice): most work is done once, and backward only where it counts."""
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
         """Features [N, 3] at points [N, 3]."""
-        return self.both(x)[1]
+        return self.probe(x, normals=False)[1](slice(None)).features
 
     def occupancy(self) -> Tensor | None:
         """Densities [R, R, R] of the cells of the box, index x y z, or None: everything may be occupied."""

@@ -6,6 +6,7 @@ complex number, so that a corner costs one 1-D gather forward and one 1-D scatte
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil
 from typing import Literal
 
@@ -17,8 +18,8 @@ from ..core.errors import UserError
 from ..core.steps import Streams
 from .networks import initialised
 
-PRIMES = (1, 2654435761 - 2**32, 805459861)  # as wrapping int32
-CHUNK = 1 << 14  # points whose temporaries fit the caches
+PRIMES = (2654435761 - 2**32, 805459861)  # of y and z, as wrapping int32; that of x is 1
+CHUNK = 1 << 13  # points whose temporaries fit a CPU's caches
 
 
 @dataclass(frozen=True)
@@ -39,34 +40,37 @@ class Level:
         places [3, 2 N] of the points between them, each twice in a row."""
         place = unit * self.scale + 0.5
         low = place.floor()
+        place -= low
         x, y, z = torch.stack([cell := low.int(), cell + 1]).unbind(1)
         if self.hashed:
-            index = (x[:, None, None] ^ ((y * PRIMES[1])[:, None] ^ z * PRIMES[2])) & (self.entries - 1)
+            index = x[:, None, None] ^ ((y * PRIMES[0])[:, None] ^ z * PRIMES[1])
+            index &= self.entries - 1
         else:
             index = x[:, None, None] + ((y * self.resolution)[:, None] + z * self.resolution ** 2)
-            index -= (index >= self.entries).int() * self.entries
-        return index.reshape(-1), (place - low).repeat_interleave(2, dim=1)
+            index -= self.entries  # modulo the number of entries, twice as fast as %: negative ones get it back
+            index += (index >> 31) & self.entries
+        return index.view(-1), torch.view_as_real(torch.complex(place, place)).view(3, -1)
 
 
 def pyramid(levels: int, log2_table: int, base_resolution: int, growth: float) -> tuple[Level, ...]:
-    """The levels of tiny-cuda-nn's HashGrid: 16 x growth^l cells a side, at most 2^log2_table entries each."""
+    """The levels of tiny-cuda-nn's HashGrid: base_resolution growth^l cells a side, at most 2^log2_table entries."""
     found: list[Level] = []
     for level in range(levels):
         scale = base_resolution * growth ** level - 1
-        resolution = ceil(round(scale, 3)) + 1
+        resolution = ceil(round(scale, 3)) + 1  # a growth given in decimals may miss a whole number by its last ones
         entries = min(ceil(resolution ** 3 / 8) * 8, 1 << log2_table)
         found.append(Level(scale, resolution, found[-1].offset + found[-1].entries if found else 0, entries))
     return tuple(found)
 
 
 class HashEncoding(nn.Module):
-    """Features [N, 2 L] of points in the unit cube, interpolated from one table per level.
+    """Features [2 L, N] of points in the unit cube, interpolated from one table per level.
 
     The table is one float32 vector [2 E] in tiny-cuda-nn's order whichever backend reads it.
     """
 
     def __init__(self, rng: Streams, levels: int, log2_table: int, base_resolution: int, growth: float,
-                 backend: Literal["torch", "tcnn"]) -> None:
+                 backend: Literal["auto", "torch", "tcnn"]) -> None:
         super().__init__()
         self.levels = pyramid(levels, log2_table, base_resolution, growth)
         self.channels = 2 * levels
@@ -74,100 +78,119 @@ class HashEncoding(nn.Module):
         entries = self.levels[-1].offset + self.levels[-1].entries
         self.table = initialised(rng, "table", 2 * entries, bound=1e-4)
         self._tcnn: list[nn.Module] = []  # in a list, lest its parameters be registered beside ours
-        if backend == "tcnn":
+        if backend == "tcnn" or backend == "auto" and torch.cuda.is_available() and find_spec("tinycudann"):
             self._tcnn.append(_tiny_cuda_nn(levels, log2_table, base_resolution, growth))
             self._tcnn[0].params = self.table
 
     def forward(self, unit: Tensor) -> Tensor:
-        """Features [N, 2 L] of points [N, 3]; differentiable in the table. Levels from `active` on are zero."""
-        if self._tcnn:
-            return self._masked(self._tcnn[0](unit))
-        return _Interpolate.apply(self.table, unit.detach(), self.levels, self.active, False)[0]
+        """Features [2 L, N] of points [3, N]; differentiable in the table. Levels from `active` on are zero."""
+        return self.attach(unit, self.read(unit, False))[0]
 
-    def vjp(self, unit: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Features [N, 2 L] of points [N, 3], and the map from weights [N, 2 L] to the gradient [N, 3] in the points of
-        the features so weighted. Both are differentiable in table and weights, not in the points."""
-        if self._tcnn:
+    @torch.no_grad()
+    def read(self, unit: Tensor, derivatives: bool) -> Tensor:
+        """The numbers alone, for `attach`: features of points [3, N], then their derivatives along the axes if asked
+        for, [1 or 4, 2 L, N]."""
+        if self._on_tcnn(unit):
+            return self._masked(self._tcnn[0](unit.T))[None]
+        return _interpolate(self.table, unit, self.levels[:self.active], len(self.levels), derivatives)
+
+    def attach(self, unit: Tensor, read: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Features [2 L, N] of points [3, N], given what `read` said of them, and, where derivatives were read, the map
+        from weights [2 L, N] to the gradient [3, N] in the points of the features so weighted. Both are
+        differentiable in table and weights, not in the points."""
+        if self._on_tcnn(unit):
             with torch.enable_grad():
                 at = unit.detach().requires_grad_()
-                features = self._masked(self._tcnn[0](at))
+                features = self._masked(self._tcnn[0](at.T))
             return features, lambda weights: torch.autograd.grad(
                 features, at, weights, create_graph=torch.is_grad_enabled(), retain_graph=True)[0]
-        features, jacobian = _Interpolate.apply(self.table, unit.detach(), self.levels, self.active, True)
-        return features, lambda weights: torch.einsum("knc,nc->nk", jacobian, weights)
+        features, jacobian = _Attach.apply(self.table, unit, read, self.levels[:self.active])
+        return features, lambda weights: (jacobian * weights).sum(1)
+
+    def _on_tcnn(self, unit: Tensor) -> bool:
+        return bool(self._tcnn) and unit.is_cuda and unit.numel() > 0
 
     def _masked(self, features: Tensor) -> Tensor:
-        return features * (torch.arange(self.channels, device=features.device) < 2 * self.active)
+        return features.T * (torch.arange(self.channels, device=features.device) < 2 * self.active)[:, None]
 
 
-class _Interpolate(torch.autograd.Function):
-    """Features [N, 2 L] and, if asked for, their derivatives [3, N, 2 L] along the axes; gradient to the table only."""
+def _interpolate(table: Tensor, unit: Tensor, levels: tuple[Level, ...], rows: int, derivatives: bool) -> Tensor:
+    """Features [1, 2 rows, N], or with their derivatives along the axes [4, 2 rows, N]; zero without a level."""
+    unit = unit.contiguous()
+    table = torch.view_as_complex(table.view(-1, 2))
+    out = unit.new_empty(4 if derivatives else 1, rows, 2, unit.shape[1])
+    out[:, len(levels):] = 0
+    for span, row, level in _parts(levels, unit):
+        index, (fx, fy, fz) = level.corners(unit[:, span])
+        values = table[level.offset:level.offset + level.entries].index_select(0, index)
+        c = torch.view_as_real(values).view(2, 2, 2, -1)
+        c_x = torch.lerp(c[0], c[1], fx)
+        c_xy = torch.lerp(c_x[0], c_x[1], fy)
+        out[0, row, :, span] = _planes(torch.lerp(c_xy[0], c_xy[1], fz))
+        if derivatives:
+            d_x = c[1] - c[0]
+            d_x = torch.lerp(d_x[0], d_x[1], fy)
+            d_y = c_x[1] - c_x[0]
+            out[1, row, :, span] = _planes(torch.lerp(d_x[0], d_x[1], fz).mul_(level.scale))
+            out[2, row, :, span] = _planes(torch.lerp(d_y[0], d_y[1], fz).mul_(level.scale))
+            out[3, row, :, span] = _planes((c_xy[1] - c_xy[0]).mul_(level.scale))
+    return out.flatten(1, 2)
+
+
+class _Attach(torch.autograd.Function):
+    """What `_interpolate` computed, with its gradient to the table."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, unit: Tensor, levels: tuple[Level, ...], active: int,
-                derivatives: bool) -> tuple[Tensor, Tensor | None]:
-        unit = unit.T.contiguous()
+    def forward(ctx, table: Tensor, unit: Tensor, read: Tensor, levels: tuple[Level, ...]) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(unit)
         ctx.set_materialize_grads(False)
-        ctx.levels, ctx.active, ctx.length = levels, active, len(table)
-        table = torch.view_as_complex(table.view(-1, 2))
-        N = unit.shape[1]
-        out = table.new_zeros(4 if derivatives else 1, N, len(levels))
-        for column, level, span in _chunks(levels[:active], N):
-            index, (fx, fy, fz) = level.corners(unit[:, span])
-            values = table[level.offset:level.offset + level.entries].index_select(0, index)
-            c = torch.view_as_real(values).view(2, 2, 2, -1)
-            c_x = torch.lerp(c[0], c[1], fx)
-            c_xy = torch.lerp(c_x[0], c_x[1], fy)
-            out[0, span, column] = _pairs(torch.lerp(c_xy[0], c_xy[1], fz))
-            if derivatives:
-                d_x = c[1] - c[0]
-                d_x = torch.lerp(d_x[0], d_x[1], fy)
-                d_y = c_x[1] - c_x[0]
-                out[1, span, column] = _pairs(torch.lerp(d_x[0], d_x[1], fz).mul_(level.scale))
-                out[2, span, column] = _pairs(torch.lerp(d_y[0], d_y[1], fz).mul_(level.scale))
-                out[3, span, column] = _pairs((c_xy[1] - c_xy[0]).mul_(level.scale))
-        out = torch.view_as_real(out).flatten(2)
-        return out[0], out[1:] if derivatives else None
+        ctx.levels, ctx.length = levels, len(table)
+        return read[0], read[1:]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor | None, grad_d: Tensor | None) -> tuple[Tensor, None, None, None, None]:
-        unit, = ctx.saved_tensors
-        N = unit.shape[1]
+    def backward(ctx, grad: Tensor | None, grad_d: Tensor | None) -> tuple[Tensor, None, None, None]:
+        unit = ctx.saved_tensors[0].contiguous()
         out = torch.zeros(ctx.length // 2, dtype=torch.complex64, device=unit.device)
-        grad = _columns(unit.new_zeros(N, 2 * len(ctx.levels)) if grad is None else grad)
-        grad_d = None if grad_d is None else _columns(grad_d)
-        for column, level, span in _chunks(ctx.levels[:ctx.active], N):
+        for span, row, level in _parts(ctx.levels, unit):
             index, (fx, fy, fz) = level.corners(unit[:, span])
-            g = torch.view_as_real(grad[span, column]).reshape(-1)
+            pair = slice(2 * row, 2 * row + 2)
+            g = torch.zeros_like(fx) if grad is None else _interleaved(grad[pair, span])
             if grad_d is None:
                 g = _split(_split(_split(g, fz), fy), fx)
             else:
-                d_x, d_y, d_z = torch.view_as_real(grad_d[:, span, column]).reshape(3, -1) * level.scale
+                d_x, d_y, d_z = (_interleaved(d).mul_(level.scale) for d in grad_d[:, pair, span])
                 g = _split(_split(_split(g, fz, d_z), fy, _split(d_y, fz)), fx, _split(_split(d_x, fz), fy))
-            out[level.offset:level.offset + level.entries].index_add_(0, index, _pairs(g.view(-1)))
-        return torch.view_as_real(out).view(-1), None, None, None, None
+            g = torch.view_as_complex(g.view(-1, 2))
+            out[level.offset:level.offset + level.entries].index_add_(0, index, g)
+        return torch.view_as_real(out).view(-1), None, None, None
 
 
-def _chunks(levels: tuple[Level, ...], N: int) -> Iterator[tuple[int, Level, slice]]:
-    for column, level in enumerate(levels):
-        for start in range(0, N, CHUNK):
-            yield column, level, slice(start, start + CHUNK)
+def _parts(levels: tuple[Level, ...], unit: Tensor) -> Iterator[tuple[slice, int, Level]]:
+    N = unit.shape[1]
+    chunk = max(N, 1) if unit.is_cuda else CHUNK
+    for start in range(0, N, chunk):
+        for row, level in enumerate(levels):
+            yield slice(start, start + chunk), row, level
 
 
-def _pairs(interleaved: Tensor) -> Tensor:
-    return torch.view_as_complex(interleaved.view(-1, 2))
+def _planes(interleaved: Tensor) -> Tensor:
+    return interleaved.view(-1, 2).T
 
 
-def _columns(grad: Tensor) -> Tensor:
-    return torch.view_as_complex(grad.contiguous().unflatten(-1, (-1, 2)))
+def _interleaved(planes: Tensor) -> Tensor:
+    return planes.T.reshape(-1)
 
 
 def _split(grad: Tensor, place: Tensor, difference: Tensor | None = None) -> Tensor:
     """Transpose of lerp (and of the difference) of two corners: the shares [2, ...] of the low and the high one."""
-    high = grad * place if difference is None else torch.addcmul(difference, grad, place)
-    return torch.stack([grad - high, high])
+    out = grad.new_empty(2, *grad.shape)
+    low, high = out
+    torch.mul(grad, place, out=high)
+    if difference is not None:
+        high += difference
+    torch.sub(grad, high, out=low)
+    return out
 
 
 def _tiny_cuda_nn(levels: int, log2_table: int, base_resolution: int, growth: float) -> nn.Module:

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import softplus
 
 from ..core.steps import Streams
-from .base import Field
+from .base import Field, Values
 from .encoding import HashEncoding
 from .networks import MLP, trunc_exp
 from .occupancy import EVERY, Occupancy
@@ -40,7 +40,7 @@ class HashGrid(Field):
     normal_step: step of the forward differences (world units)
     occupancy_resolution: cells a side of the grid that tells where matter is
     occupancy_decay: factor on what a cell remembers at each of its renewals
-    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same
+    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same; auto: tcnn where it can be
     """
 
     def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,
@@ -50,7 +50,7 @@ class HashGrid(Field):
                  blob: Literal["magic3d", "dreamfusion", "none"] = "magic3d", blob_scale: float = 10.0,
                  blob_std: float = 0.5, normal: Literal["analytic", "finite_difference", "none"] = "analytic",
                  normal_step: float = 0.01, occupancy_resolution: int = 32, occupancy_decay: float = 0.95,
-                 backend: Literal["torch", "tcnn"] = "torch") -> None:
+                 backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
         self.radius = radius
         self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
@@ -70,24 +70,29 @@ class HashGrid(Field):
         self.encoding.active = min(self.start_level + more, len(self.encoding.levels))
 
     def density(self, x: Tensor) -> Tensor:
-        return self.activation(self.density_network(self.encoding(self._unit(x)))[:, 0] + self._blob(x)[0])
+        return self.activation(self.density_network(self.encoding(self._unit(x)))[0] + self._blob(x)[0])
 
-    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        code = self.encoding(self._unit(x))
-        return self.activation(self.density_network(code)[:, 0] + self._blob(x)[0]), self.feature_network(code)
+    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+        unit = self._unit(x)
+        analytic = normals and self.normal == "analytic"
+        read = self.encoding.read(unit, analytic)
+        with torch.no_grad():
+            density = self.activation(self.density_network(read[0])[0] + self._blob(x)[0])
 
-    def density_and_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.normal == "finite_difference":
-            density, features = self.both(x)
-            steps = torch.eye(3, device=x.device)[:, None] * self.normal_step
-            ahead = self.density((x + steps).clamp(-self.radius, self.radius).view(-1, 3)).view(3, -1)
-            return density, features, normalize(density - ahead, dim=0).T
-        code, pull = self.encoding.vjp(self._unit(x))
-        raw, weights = self.density_network.value_and_gradient(code)
-        blob, slope = self._blob(x)
-        # The activation increases, so the raw density's gradient has the same direction, and it never underflows.
-        normal = -normalize(pull(weights) / (2 * self.radius) + slope, dim=-1)
-        return self.activation(raw + blob), self.feature_network(code), normal
+        def values(which: Tensor | slice) -> Values:
+            some = x[which]
+            code, pull = self.encoding.attach(unit[:, which], read[:, :, which])
+            blob, slope = self._blob(some)
+            if not analytic:
+                density = self.activation(self.density_network(code)[0] + blob)
+                normal = self._differences(some, density) if normals else None
+            else:
+                # The activation increases, so the raw density's gradient has the direction, and it never underflows.
+                raw, weights = self.density_network.value_and_gradient(code)
+                density = self.activation(raw + blob)
+                normal = _outward(pull(weights) / (2 * self.radius) + slope)
+            return Values(density, self.feature_network(code).T, normal)
+        return density, values
 
     def occupancy(self) -> Tensor:
         return self.cells.grid()
@@ -101,16 +106,30 @@ class HashGrid(Field):
     def refresh(self, tau: int, step: float, rng: Streams) -> None:
         self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, step, rng)
 
+    def _differences(self, x: Tensor, density: Tensor) -> Tensor:
+        """Normals [N, 3] from the density at points [N, 3] and at one step along each axis, inside the box."""
+        steps = torch.eye(3, device=x.device)[:, None] * self.normal_step
+        ahead = self.density((x + steps).clamp(-self.radius, self.radius).view(-1, 3)).view(3, -1)
+        return _outward(ahead - density)
+
     def _unit(self, x: Tensor) -> Tensor:
-        return (x / (2 * self.radius) + 0.5).clamp(0, 1)
+        """The points [N, 3] as [3, N] in the unit cube."""
+        return torch.add(0.5, x.T, alpha=0.5 / self.radius).clamp_(0, 1).contiguous()
 
     def _blob(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """The blob's raw density [N] and its gradient [N, 3]."""
+        """The blob's raw density [N] and its gradient [3, N]."""
         if self.blob == "none":
             return 0.0, 0.0
-        distance = x.norm(dim=-1, keepdim=True)
+        x = x.T.contiguous()
+        squared = x.square().sum(0)
         if self.blob == "magic3d":
-            blob = self.blob_scale * (1 - distance / self.blob_std)
-            return blob[:, 0], -self.blob_scale / self.blob_std * x / distance.clamp(min=1e-9)
-        blob = self.blob_scale * torch.exp(-0.5 * (distance / self.blob_std) ** 2)
-        return blob[:, 0], -blob * x / self.blob_std ** 2
+            distance = squared.sqrt()
+            return (self.blob_scale * (1 - distance / self.blob_std),
+                    x * (-self.blob_scale / self.blob_std / distance.clamp(min=1e-9)))
+        blob = self.blob_scale * torch.exp(-0.5 * squared / self.blob_std ** 2)
+        return blob, x * (-blob / self.blob_std ** 2)
+
+
+def _outward(slope: Tensor) -> Tensor:
+    """Unit normals [N, 3] down a slope [3, N]; many times faster here than torch's norms along the first axis."""
+    return (-slope * slope.square().sum(0).clamp(min=1e-24).rsqrt()).T

@@ -43,7 +43,7 @@ class NoMaterial(nn.Module):
 
 
 class Diffuse(NoMaterial):
-    """Lambert's law with one point light and ambient light; every step's batch is shown as albedo, textureless or diffuse.
+    """Lambert's law with a point light and ambient light; a step's batch is shown as albedo, textureless or diffuse.
 
     activation: what makes an albedo of the features
     ambient: share of ambient light

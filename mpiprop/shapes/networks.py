@@ -1,11 +1,10 @@
-"""Small bias-free networks of points, initialised from named streams.
+"""Small bias-free networks, initialised from named streams.
 
-Letters: N points, C channels in.
+Letters: N points, C channels in. Channels come first: long rows of points are what the CPU reads fastest.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..core.steps import Streams, uniform
 
@@ -16,7 +15,7 @@ def initialised(rng: Streams, name: str, *shape: int, bound: float) -> nn.Parame
 
 
 class MLP(nn.Module):
-    """Linear layers without biases, ReLU between them, initialised as torch.nn.Linear is."""
+    """Linear layers without biases (at least two), ReLU between them, initialised as torch.nn.Linear is."""
 
     def __init__(self, rng: Streams, *widths: int) -> None:
         super().__init__()
@@ -25,23 +24,23 @@ class MLP(nn.Module):
             for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [N, C_out] of inputs [N, C]."""
+        """Outputs [C_out, N] of inputs [C, N]."""
         *hidden, last = self.weights
         for weight in hidden:
-            x = linear(x, weight).relu_()
-        return linear(x, last)
+            x = (weight @ x).relu_()
+        return last @ x
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The single output [N] and its gradient in the inputs [N, C], both differentiable in the weights."""
+        """The single output [N] and its gradient in the inputs [C, N], both differentiable in the weights."""
         *hidden, last = self.weights
         active = []
         for weight in hidden:
-            x = linear(x, weight).relu_()
+            x = (weight @ x).relu_()
             active.append(x.detach().sign())
-        gradient: Tensor = last
-        for weight, mask in zip(reversed(hidden), reversed(active)):
-            gradient = (gradient * mask) @ weight
-        return linear(x, last)[:, 0], gradient.expand(len(x), -1)
+        gradient = (hidden[-1].T * last) @ active.pop()
+        for weight, mask in zip(hidden[-2::-1], reversed(active)):
+            gradient = weight.T @ (gradient * mask)
+        return (last @ x)[0], gradient
 
 
 class _TruncatedExp(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """Which cells of the box hold matter: a decayed maximum of the density seen in each (Instant-NGP, section E.2).
 
-Letters: R cells a side. The densities are state that rides along with theta; whoever steps theta renews them, so that the
-gradient of a step stays a function of theta, tau and the seed.
+Letters: R cells a side. The densities are state that rides along with theta; whoever steps theta renews them, so that
+the gradient of a step stays a function of theta, tau and the seed.
 """
 
 from collections.abc import Callable

@@ -24,7 +24,7 @@ class Transport(Protocol):
 
 
 class Busy:
-    """Seconds during which at least one evaluation ran."""
+    """How many evaluations ended, and the seconds during which at least one ran."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []
@@ -34,14 +34,14 @@ class Busy:
         now = perf_counter()
         self.spans.append((now - seconds, now))
 
-    def since(self, start: float) -> float:
-        """The union of the evaluations counted since the last call, as far as they lie after `start`."""
-        total, reached = 0.0, start
+    def since(self, start: float) -> tuple[int, float]:
+        """The number of evaluations counted since the last call, and their union in seconds as far as it is after `start`."""
+        count, total, reached = len(self.spans), 0.0, start
         for begin, end in sorted(self.spans):
             total += max(0.0, end - max(begin, reached))
             reached = max(reached, end)
         self.spans.clear()
-        return total
+        return count, total
 
 
 @dataclass

@@ -100,7 +100,8 @@ def wrapped(angle: Tensor) -> Tensor:
 
 def orbit(azimuth: Tensor | float, elevation: Tensor | float, distance: Tensor | float, fovy: Tensor | float,
           size: tuple[int, int], light: Tensor | None = None) -> Views:
-    """Exact views of the origin from spherical positions (rad), broadcast together; the light is at the camera unless given."""
+    """Exact views of the origin from spherical positions (rad), broadcast together; the light is at the cameras unless
+    given."""
     given = [torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in (azimuth, elevation, distance, fovy)]
     azimuth, elevation, distance, fovy = (value.contiguous() for value in torch.broadcast_tensors(*given))
     position = on_sphere(azimuth, elevation, distance)

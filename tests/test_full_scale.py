@@ -1,0 +1,77 @@
+"""The configurations at the papers' scale: their numbers on a machine without weights, and whole runs on tiny random models."""
+
+import math
+
+import h5py
+import pytest
+import torch
+from tiny_models import make
+
+from mpiprop import config
+from mpiprop.core import steps
+from mpiprop.core.steps import Streams
+from mpiprop.recipe import Stage
+
+SMALL = ["stages.0.steps=2", "stages.0.terms.0.views.batch=2", "stages.0.terms.0.views.size=8", "stages.0.render.samples=32",
+         "window.size=2", "preview.every_s=0", "turntable={frames: 2, size: 16}", "mesh.resolution=8"]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    return Stage(config.load("dreamfusion"), 0, torch.device("cpu"))
+
+
+def test_dreamfusion_has_the_papers_parameters(stage):
+    spans = stage.scene.layout.groups
+    assert stage.scene.layout.D == 12_604_720
+    assert spans["background"].stop - spans["background"].start == 448
+    assert stage.scene.layout.L - stage.scene.layout.D == 32 ** 3  # the occupancy grid rides along
+    assert stage.T == 10_000 and stage.config.window.size == 7
+    assert stage.scene.renderer.step(stage.scene.shape) == pytest.approx(0.01353125, rel=1e-6)
+
+
+def test_dreamfusion_starts_as_a_blob(stage):
+    """softplus(10 (1 - |x| / 0.5)) up to the 1e-4 of a fresh hash grid."""
+    x = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0, 0, 1.0]])
+    assert stage.scene.mesh_density(x).tolist() == pytest.approx([math.log1p(math.exp(raw)) for raw in (10, 0, -10)], rel=2e-3)
+
+
+@pytest.mark.parametrize("tau, levels", [(0, 8), (2499, 8), (2500, 9), (5999, 15), (6000, 16), (9999, 16)])
+def test_progressive_band(stage, tau, levels):
+    stage.scene.shape.at(tau)
+    assert stage.scene.shape.encoding.active == levels
+
+
+def test_schedules_of_dreamfusion():
+    for name, scale, elevation in (("dreamfusion", 20, (-10, 90)), ("dreamfusion-sd", 100, (-10, 45))):
+        run = config.load(name)
+        (term,) = run.stages[0].terms
+        orient = term.penalties["orient"]
+        assert [steps.at(orient, tau) for tau in (0, 2500, 5000, 9999)] == [10, 505, 1000, 1000]
+        assert steps.at(term.penalties["sparsity"], 0) == 1
+        guidance = term.guidance.keys
+        assert guidance["scale"] == scale and guidance["weighting"] == "sds" and guidance["cfg"] == "A"
+        assert (guidance["t_min"], guidance["t_max"]) == (0.02, 0.98)
+        assert term.views.keys["elevation_deg"] == elevation and term.views.keys["batch"] == 16
+        optimiser = run.stages[0].optimiser.keys
+        assert optimiser["lr"] == {"geometry": 0.01, "background": 0.001} and optimiser["betas"] == (0.9, 0.99)
+        assert optimiser["eps"] == 1e-15 and run.stages[0].material.keys["ambient_only_steps"] == 2001
+
+
+def test_views_of_dreamfusion_cover_the_papers_ranges(stage):
+    """The corrected elevation rule: half uniform in degrees (0.6 above 30 of [-10, 90]), half on the sphere (0.4260)."""
+    views = [stage.views[0](tau, Streams(0, tau)) for tau in range(400)]
+    elevation = torch.cat([view.elevation for view in views]).rad2deg()
+    assert elevation.min() >= -10 and elevation.max() <= 90 and elevation.max() > 85
+    assert float((elevation > 30).float().mean()) == pytest.approx((0.6 + 0.4260) / 2, abs=0.03)  # 3 sigma of 400 rules
+
+
+@pytest.mark.parametrize("name, kind", [("dreamfusion", "if"), ("dreamfusion-sd", "sd"), ("dreamfusion-sd", "sd-v")])
+def test_runs_end_to_end_on_tiny_models_of_the_same_classes(mpirun, tmp_path, name, kind):
+    model = make(kind, tmp_path / "model")
+    done = mpirun(0, "run", name, *SMALL, f"stages.0.terms.0.guidance.prior.model={model}",
+                  "stages.0.terms.0.guidance.prior.variant=null", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "run" / "window.h5") as file:
+        assert file.attrs["complete"] and file["x/flat"].shape == (12_604_720 + 32 ** 3,)
+        assert bool(torch.from_numpy(file["x/flat"][()]).isfinite().all())
