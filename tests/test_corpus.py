@@ -1,4 +1,4 @@
-"""The corpus obeys the house's conventions, and the shipped prior and judge are complete, small and load as standard classes."""
+"""The corpus obeys the house's conventions; the shipped prior and judge are complete, small, and standard classes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.corpus import (COLOURS, SHAPES, VIEWS, Shots, caption, coarse_phrase, draw_shots, held_out, render, toward, trace,
-                          view_phrase)
+from tools.corpus import (COLOURS, SHAPES, VIEWS, Shots, caption, coarse_phrase, draw_shots, held_out, render, toward,
+                          trace, view_phrase)
 
 WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
 
@@ -28,7 +28,7 @@ def mean_pixel(mask: torch.Tensor) -> tuple[float, float]:
 
 
 def project(point: tuple[float, float, float], azimuth: float, elevation: float, size: int = 64) -> tuple[float, float]:
-    """The row and column of a world point by textbook vectors: right = (-sin az, cos az, 0), up = outward x right."""
+    """The row and column of a world point, from right = (-sin az, cos az, 0) and up = outward x right."""
     a, e = math.radians(azimuth), math.radians(elevation)
     right, outward = (-math.sin(a), math.cos(a), 0.0), (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
     up = (-math.sin(e) * math.cos(a), -math.sin(e) * math.sin(a), math.cos(e))
@@ -37,10 +37,22 @@ def project(point: tuple[float, float, float], azimuth: float, elevation: float,
     return size / 2 - 0.5 - y * scale, size / 2 - 0.5 + x * scale
 
 
+def white(rgb: torch.Tensor) -> torch.Tensor:
+    return (rgb - 0.96).abs().amax(dim=-1) < 0.1
+
+
+def yellow(rgb: torch.Tensor) -> torch.Tensor:
+    return (rgb[..., 0] > 0.75) & (rgb[..., 1] > 0.6) & (rgb[..., 2] < 0.45)
+
+
+def glass(rgb: torch.Tensor) -> torch.Tensor:
+    return (rgb[..., 0] < 0.65) & (rgb[..., 1] > 0.5) & (rgb[..., 2] > 0.6)
+
+
 @pytest.mark.parametrize("shape, part, point, views", [
-    ("mug", lambda rgb: (rgb - torch.tensor([0.96] * 3)).abs().amax(-1) < 0.1, (0.37, 0.0, 0.04), [(0, 0), (15, 10), (-15, 20)]),
-    ("car", lambda rgb: (rgb[..., 0] > 0.75) & (rgb[..., 1] > 0.6) & (rgb[..., 2] < 0.45), (0.55, 0.0, -0.05), [(0, 5), (15, 10)]),
-    ("rocket", lambda rgb: (rgb[..., 2] > 0.6) & (rgb[..., 0] < 0.65) & (rgb[..., 1] > 0.5), (0.25, 0.0, 0.1), [(0, 0), (15, 10)]),
+    ("mug", white, (0.37, 0.0, 0.04), [(0, 0), (15, 10), (-15, 20)]),
+    ("car", yellow, (0.55, 0.0, -0.05), [(0, 5), (15, 10)]),
+    ("rocket", glass, (0.25, 0.0, 0.1), [(0, 0), (15, 10)]),
 ])
 def test_marks_on_the_front_appear_where_the_projection_puts_them(shape, part, point, views):
     rgb, alpha = render(shape, "purple", shots(*views), torch.zeros(len(views), 3))
@@ -83,9 +95,15 @@ def test_the_named_colour_prevails_and_composites_linearly():
 
 
 @pytest.mark.parametrize("azimuth, elevation, full, coarse", [
-    (0, 0, "front view", "front view"), (50, 0, "front left view", "side view"), (90, 30, "left side view from above", "side view"),
-    (-90, 0, "right side view", "side view"), (-179, 10, "back view", "back view"), (181, 10, "back view", "back view"),
-    (-40, 0, "front right view", "front view"), (10, 70, "overhead view", "overhead view")])
+    (0, 0, "front view", "front view"),
+    (50, 0, "front left view", "side view"),
+    (90, 30, "left side view from above", "side view"),
+    (-90, 0, "right side view", "side view"),
+    (-179, 10, "back view", "back view"),
+    (181, 10, "back view", "back view"),
+    (-40, 0, "front right view", "front view"),
+    (10, 70, "overhead view", "overhead view"),
+])
 def test_view_words(azimuth, elevation, full, coarse):
     angles = math.radians(azimuth), math.radians(elevation)
     assert (view_phrase(*angles), coarse_phrase(*angles)) == (full, coarse)
@@ -114,9 +132,10 @@ def test_the_shipped_prior_loads_as_standard_classes_and_encodes_its_corpus():
     from transformers import CLIPTextModel
 
     prior = WEIGHTS / "prior"
-    vae, unet = (kind.from_pretrained(prior, subfolder=name) for kind, name in
-                 ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet")))
-    text, scheduler = CLIPTextModel.from_pretrained(prior / "text_encoder"), DDPMScheduler.from_pretrained(prior / "scheduler")
+    vae = AutoencoderKL.from_pretrained(prior, subfolder="vae")
+    unet = UNet2DConditionModel.from_pretrained(prior, subfolder="unet")
+    text = CLIPTextModel.from_pretrained(prior, subfolder="text_encoder")
+    scheduler = DDPMScheduler.from_pretrained(prior, subfolder="scheduler")
     images = 2 * render("car", "red", shots((0, 0), (60, 20)), torch.ones(2, 3))[0].movedim(-1, 1) - 1
     with torch.no_grad():
         latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor

@@ -6,12 +6,13 @@ threshold. Two liberties, both without effect at e = 0: a drift whose theta move
 kept instead of evaluated anew, and a step is handed to s as soon as its own iterate is rolled out, not when all are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
+from ..core.memory import blocks
 from ..core.theta import Drift, State, Theta
 
 
@@ -24,7 +25,7 @@ class Promise(Protocol):
 ComputationUnit = Callable[[Theta, int], Promise]  # s(theta, tau), begun
 PseudoInverse = Callable[[Drift, State], State]  # h_dagger; may spend the slots of the state it is given, never its theta
 Threshold = Callable[[float, int, Sequence[float], float], float]  # next e from e, k, the errors, the square of one step
-Predictor = Callable[[State, int], Sequence[Theta]]  # guesses for the n steps after a state
+Predictor = Callable[[State, int], Iterable[Theta]]  # guesses for the n steps after a state
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Window:
     scalars: tuple[Mapping[str, float], ...] = ()  # losses of the steps accepted
 
 
-def copies(x: State, n: int) -> Sequence[Theta]:
+def copies(x: State, n: int) -> Iterable[Theta]:
     """The paper's guess for new steps: the last iterate, n times."""
     return [x.theta] * n
 
@@ -88,16 +89,14 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
         yield window
 
 
-def distance(a: Theta, b: Theta, block: int = 1 << 18) -> float:
+def distance(a: Theta, b: Theta) -> float:
     """|a - b|^2 / D over the trained numbers (appendix C); 0 only where a and b agree to the last bit, riding state too."""
     if a.flat is b.flat:
         return 0.0
     square, D = 0.0, a.layout.D
-    buffer = torch.empty(min(block, D), device=a.flat.device)
-    for start in range(0, D, block):  # blocks stay in the cache: one pass over memory
-        piece = torch.sub(a.flat[start:min(start + block, D)], b.flat[start:min(start + block, D)],
-                          out=buffer[: min(block, D - start)])
-        square += float(torch.dot(piece, piece))
+    for block in blocks(0, D, a.flat.device):
+        difference = a.flat[block] - b.flat[block]
+        square += float(torch.dot(difference, difference))
     if square == 0.0 and not torch.equal(a.flat, b.flat):
         return 5e-324  # differences too small to square still are differences
     return square / D

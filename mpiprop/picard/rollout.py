@@ -5,7 +5,7 @@ arithmetic on values. Each works on whole learning-rate groups (contiguous spans
 gradient, m and v its averages, eta the learning rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 
 from ..core import steps
 from ..core.errors import UserError
+from ..core.memory import blocks
 from ..core.steps import Schedule
 from ..core.theta import Drift, Layout, State, Theta
 
@@ -42,19 +43,18 @@ class Optimiser:
             self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], x.tau, eta)
         return State(x.tau + 1, theta, x.slots)
 
-    def predict(self, x: State, n: int) -> Sequence[Theta]:
+    def predict(self, x: State, n: int) -> Iterator[Theta]:
         """Guesses for the n steps after x if the averages stayed as they are: a straight line along the momentum."""
-        if n == 0:
-            return []
-        move = torch.zeros_like(x.theta.flat)
-        if x.tau:
+        move = torch.zeros_like(x.theta.flat) if n else None
+        if n and x.tau:
             for group, eta in self._rates(x.tau):
-                span = self.groups[group]
-                move[span] = self.drift_of([x.slots[name][span] for name in self.slots], x.tau).mul_(-eta)
-        guesses = [x.theta]
+                for block in blocks(self.groups[group].start, self.groups[group].stop, move.device):
+                    drift = self.drift_of([x.slots[name][block] for name in self.slots], x.tau)
+                    torch.mul(drift, -eta, out=move[block])
+        guess = x.theta
         for _ in range(n):
-            guesses.append(replace(x.theta, flat=guesses[-1].flat + move))
-        return guesses[1:]
+            guess = replace(guess, flat=guess.flat + move)
+            yield guess
 
     def _rates(self, tau: int) -> list[tuple[str, float]]:
         return [(group, eta) for group, schedule in self.lr.items() if (eta := steps.at(schedule, tau)) != 0.0]

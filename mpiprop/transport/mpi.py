@@ -8,6 +8,7 @@ polls and sleeps: waiting ranks leave the cores to those that work, and signal h
 
 import json
 import socket
+import weakref
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter, sleep
@@ -48,11 +49,15 @@ def unpack(header: np.ndarray) -> dict:
 
 
 class Wire:
-    """Moves flat vectors between a device and MPI: as they are where MPI can read them, through pinned memory else."""
+    """Moves flat vectors between a device and MPI: as they are where MPI can read them, through pinned memory else.
+
+    Receives go into buffers that were given back: fresh memory costs several times what the copy does.
+    """
 
     def __init__(self, comm: MPI.Comm, device: torch.device, cuda_aware: bool) -> None:
         self.comm, self.device = comm, device
         self.staged = device.type == "cuda" and not cuda_aware
+        self.spare: list[Tensor] = []
 
     def send(self, vector: Tensor, rank: int) -> tuple[MPI.Request, object]:
         """A send begun, and what must stay alive until it is done."""
@@ -64,16 +69,20 @@ class Wire:
         return self.comm.Isend([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector
 
     def receive(self, n: int, rank: int) -> tuple[MPI.Request, Tensor]:
-        """A receive begun of n numbers, and where they will be (give it to `arrived`)."""
-        if self.staged:
+        """A receive begun of n numbers, and where they will be; give that back to `spare` when nobody reads it any more."""
+        fitting = (i for i, vector in enumerate(self.spare) if len(vector) == n)
+        if (i := next(fitting, None)) is not None:
+            vector = self.spare.pop(i)
+        elif self.staged:
             vector = torch.empty(n, pin_memory=True)
         else:
             vector = torch.empty(n, device=self.device)
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()  # kernels may still read the block handed out again
+        if self.device.type == "cuda" and not self.staged:
+            torch.cuda.current_stream(self.device).synchronize()  # kernels may still read the memory
         return self.comm.Irecv([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector
 
     def arrived(self, vector: Tensor) -> Tensor:
+        """What was received, on the device."""
         return vector.to(self.device) if self.staged else vector
 
     def _buffer(self, vector: Tensor) -> object:
@@ -154,7 +163,8 @@ class Mpi:
     def _land(self, worker: Worker) -> None:
         _, vector, record = worker.grad
         MPI.Request.Waitall([request for request, _ in worker.outgoing])
-        worker.flight.drift = Drift(self.wire.arrived(vector), record["scalars"], record["seconds"])
+        worker.flight.drift = drift = Drift(self.wire.arrived(vector), record["scalars"], record["seconds"])
+        weakref.finalize(drift, self.wire.spare.append, vector)  # free again when the rollout has used the drift
         worker.flight = worker.reply = worker.grad = None
         worker.outgoing = []
 
@@ -202,6 +212,8 @@ def serve(comm: MPI.Comm, unit: Unit, layout: Layout, device: torch.device, stop
         except Exception as error:
             report_failure(comm, error, f"step {task['tau']}")
             continue
+        finally:
+            wire.spare = [flat]
         reply = pack(kind=DRIFT, tau=task["tau"], D=len(drift.grad), seconds=drift.seconds, scalars=drift.scalars)
         outgoing = [(comm.Isend(reply, 0, DRIFT), reply), wire.send(drift.grad, 0)]
         patiently(lambda: MPI.Request.Testall([request for request, _ in outgoing]))
