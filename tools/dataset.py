@@ -90,7 +90,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(images), *shape, generator=generator)
 
-    zoom, shift = uniform(0.7, 1.4), uniform(-0.15, 0.15, 2)
+    zoom, shift = uniform(0.8, 1.25), uniform(-0.1, 0.1, 2)
     affine = torch.zeros(len(images), 2, 3)
     affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = zoom, zoom, shift
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)

@@ -52,7 +52,10 @@ class World:
         return socket.gethostname()
 
     def device(self, wanted: str) -> torch.device:
-        """This rank's device: GPUs are dealt out to the ranks of a host in turn. Raises UserError for a GPU not there."""
+        """This rank's device: GPUs are dealt out to the ranks of a host in turn, and compute the same bits every time.
+
+        Raises UserError for a GPU that is not there.
+        """
         if wanted == "cpu" or wanted == "auto" and not torch.cuda.is_available():
             return torch.device("cpu")
         if not torch.cuda.is_available():
@@ -61,6 +64,9 @@ class World:
         if self.comm is not None:
             from mpi4py import MPI
             local = self.comm.Split_type(MPI.COMM_TYPE_SHARED).rank
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device

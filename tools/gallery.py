@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""The demo over many prompts, sequential and with a window, judged: the table and the contact sheet of configs/README.md.
+
+    tools/gallery.py --out runs/gallery [--config demo] [--prompts 24] [--jobs 2] [key=value ...]
+
+Two thirds of the prompts are pairs of colour and shape that the built-in prior was trained on, one third are pairs held out.
+Runs that are done are kept, unfinished ones resumed: it can be stopped and started again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+METHODS = {"sequential": ["window.size=1"], "window 7": ["window.size=7"]}
+LEAN = ["preview.every_s=0", "turntable.frames=2", "mesh.resolution=48"]
+
+
+def choose(n: int) -> list[tuple[str, bool]]:
+    """n prompts and whether each is held out: shapes in turn, colours in turn, every third one held out."""
+    words = json.loads((ROOT / "mpiprop" / "weights" / "vocabulary.json").read_text())
+    shapes, colours, held_out = words["shapes"], words["colours"], words["held_out"]
+    chosen = []
+    for i in range(n):
+        shape, new = shapes[i % len(shapes)], i % 3 == 2
+        pool = held_out[shape] if new else [colour for colour in colours if colour not in held_out[shape]]
+        colour = pool[(i // len(shapes) + 3 * (i % len(shapes))) % len(pool)]
+        chosen.append((f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}", new))
+    return chosen
+
+
+def run(config: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
+    """The folder of one finished run, in one thread."""
+    folder = out / method.replace(" ", "") / prompt.replace(" ", "-")
+    command = [sys.executable, "-m", "mpiprop", "run", config, f"prompt={prompt}", *METHODS[method], *LEAN, *overrides,
+               "--out", str(folder), "--resume"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if not (folder / "done").exists():
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        print(f"{method}: {prompt}", flush=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--prompts", type=int, default=24, help="how many")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+
+    from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture
+    from mpiprop.export.pictures import contact_sheet
+    import torch
+
+    prompts = choose(args.prompts)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        made = {(prompt, method): pool.submit(run, args.config, prompt, method, args.out, args.overrides)
+                for prompt, _ in prompts for method in METHODS}
+        folders = {key: future.result() for key, future in made.items()}
+
+    torch.set_num_threads(1)
+    judge = Judge()
+    views = {key: torch.stack([picture(path) for path in sorted((folder / "views").glob("*.png"))])
+             for key, folder in folders.items()}
+    scores = {method: evaluate([(prompt, views[prompt, method]) for prompt, _ in prompts], builtin_prompts(), judge)
+              for method in METHODS}
+    speed = {}
+    for (prompt, method), folder in folders.items():
+        slides = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        speed[prompt, method] = slides[-1]["tau"] / len(slides), sum(s["evaluations"] for s in slides) / slides[-1]["tau"]
+
+    print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | T/K | evaluations "
+          "a step |\n|---|---|---|---|---|---|---|---|")
+    one, seven = (scores[method].objects for method in METHODS)
+    for (prompt, new), a, b in zip(prompts, one, seven):
+        ratio, cost = speed[prompt, "window 7"]
+        print(f"| {prompt} | {'yes' if new else ''} | {a.r_precision:.2f} | {b.r_precision:.2f} | {a.similarity:.3f} | "
+              f"{b.similarity:.3f} | {ratio:.2f} | {cost:.2f} |")
+    ratio, cost = (fmean(speed[prompt, "window 7"][i] for prompt, _ in prompts) for i in (0, 1))
+    a, b = (scores[method] for method in METHODS)
+    print(f"| **all {len(prompts)}** | {sum(new for _, new in prompts)} | **{a.r_precision:.3f}** | **{b.r_precision:.3f}** | "
+          f"{a.similarity:.3f} | {b.similarity:.3f} | **{ratio:.2f}** | {cost:.2f} |")
+    for held in (False, True):
+        subset = [[s.r_precision for (_, new), s in zip(prompts, scores[method].objects) if new is held] for method in METHODS]
+        print(f"{'held-out' if held else 'trained'} pairs: sequential {fmean(subset[0]):.3f}, window 7 {fmean(subset[1]):.3f}")
+    contact_sheet([(f"{prompt}{' (held out)' if new else ''}: sequential, then window 7",
+                    [*views[prompt, "sequential"][::2], *views[prompt, "window 7"][::2]]) for prompt, new in prompts],
+                  args.out / "sheet.png")
+    print(args.out / "sheet.png")
+
+
+if __name__ == "__main__":
+    main()
