@@ -1,9 +1,9 @@
 """Trains the built-in prior (a small text-to-image latent diffusion model) and its judge (a small CLIP).
 
-Both learn from the procedural corpus of `tools.corpus`. Stages: corpus -> vae -> latents -> unet, decoder and judge
-beside them, then export and sample. Each is seeded, runs on one thread and ends after a set number of steps; training
-resumes from its checkpoint in --out. The models are standard classes of diffusers and transformers (Rombach et al.,
-arXiv 2112.10752; Radford et al., arXiv 2103.00020).
+Both learn from the procedural corpus of `tools.corpus`. Stages: corpus -> vae -> latents -> unet -> views, with judge
+beside them, then export, sample and measure. Each is seeded, runs on one thread and ends after a set number of steps;
+training resumes from its checkpoint in --out. The models are standard classes of diffusers and transformers
+(Rombach et al., arXiv 2112.10752; Radford et al., arXiv 2103.00020).
 Shapes: B images, H = W = 64 pixels in [-1, 1] at the models, latents [B, 4, 16, 16], L tokens.
 """
 
@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tools.corpus import COLOURS, OVERHEAD, SHAPES, caption, coarse_phrase, held_out, view_phrase
+from tools.corpus import COLOURS, SHAPES, caption, coarse_phrase, held_out, view_phrase
 from tools.dataset import (PAIRS, PHRASES, Corpus, augmented, degraded, load_tokenizer, seen_colours, text_sizes,
                            write_corpus, write_tokenizer)
+from tools.measure_prior import measure, sample
 from tools.training import Plan, seeded, sheet, train
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ LATENT_CHANNELS, SHARDS = 4, 2
 PLANS = {
     "vae": Plan(steps=1800, batch=16, rate=2e-3, seed=1, warmup=50, average=0.995),
     "unet": Plan(steps=7000, batch=32, rate=8e-4, seed=2),
+    "views": Plan(steps=1000, batch=32, rate=4e-4, seed=6, warmup=50, average=0.99),
     "judge": Plan(steps=3800, batch=64, rate=1e-3, seed=3, decay=0.05, average=0.998),
-    "decoder": Plan(steps=700, batch=16, rate=1e-3, seed=4, average=0.998),
 }
 
 
@@ -76,28 +78,6 @@ def vae(out: Path) -> None:
         return error_of(rebuilt, images) + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
     save_vae(train(model, plan, loss, out / "vae.pt"), data, out)
-
-
-def decoder(out: Path) -> None:
-    """Trains the decoder on while the encoder, and so every cached latent, stays as it is."""
-    from diffusers import AutoencoderKL
-
-    data, plan = Corpus.load(out), PLANS["decoder"]
-    model, views = AutoencoderKL.from_pretrained(out / "models" / "vae"), data.split(test=False)
-    model.encoder.requires_grad_(False)
-    model.quant_conv.requires_grad_(False)
-
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = views[torch.randint(len(views), (plan.batch,), generator=generator)]
-        images = 2 * data.paint(index, torch.randint(len(COLOURS), (plan.batch,), generator=generator), generator) - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                latent = model.encode(images).latent_dist.mean
-            noise = 0.02 / model.config.scaling_factor * torch.randn(latent.shape, generator=generator)
-            rebuilt = model.decode(latent + noise).sample.float()
-        return error_of(rebuilt, images)
-
-    save_vae(train(model, plan, loss, out / "decoder.pt"), data, out)
 
 
 def save_vae(model: nn.Module, data: Corpus, out: Path) -> None:
@@ -166,23 +146,52 @@ def latents(out: Path) -> None:
         print(f"latents: shard {shard}", flush=True)
 
 
+FRONTS = ("chair", "rocket", "snowman", "car", "house", "mug", "airplane", "duck", "boat")  # other shapes look alike
+
+
 def unet(out: Path) -> None:
-    """Trains the denoiser on the cached latents: error of the noise, weighted min(SNR, 5) / SNR (arXiv 2303.09556)."""
-    data, plan, scheduler, folder = Corpus.load(out), PLANS["unet"], new_scheduler(), out / "models" / "tokenizer"
+    """Trains the denoiser on the cached latents, every shape and view alike."""
+    sizes = text_sizes(out / "models" / "tokenizer")
+    train_denoiser(out, "unet", seeded(PLANS["unet"].seed, lambda: Denoiser(sizes)), torch.ones(len(SHAPES)), full=0.75)
+
+
+def views(out: Path) -> None:
+    """Trains the denoiser on: objects with a front come three times as often, and nearly all captions name the view."""
+    share = torch.tensor([3.0 if shape in FRONTS else 1.0 for shape in SHAPES])
+    train_denoiser(out, "views", load_denoiser(out, out / "unet.pt"), share, full=0.9)
+
+
+def load_denoiser(out: Path, checkpoint: Path) -> nn.Module:
+    """Returns the moving average that `checkpoint` holds."""
+    model, saved = Denoiser(text_sizes(out / "models" / "tokenizer")), torch.load(checkpoint)["average"]
+    model.load_state_dict({key.removeprefix("module."): value for key, value in saved.items()
+                           if key.startswith("module.")})
+    return model
+
+
+def train_denoiser(out: Path, stage: str, model: nn.Module, share: Tensor, full: float) -> None:
+    """Trains on the error of the noise, weighted min(SNR, 5) / SNR (arXiv 2303.09556).
+
+    share [shapes]: how often each comes; full: the part of the captions with all the view's words (10 % are coarse).
+    """
+    data, plan, scheduler = Corpus.load(out), PLANS[stage], new_scheduler()
+    tokens = load_tokenizer(out / "models" / "tokenizer")
     shards = [torch.load(path) for path in sorted((out / "latents").glob("*.pt"))]
-    table = load_tokenizer(folder)([caption(*pair, view) for pair in PAIRS for view in PHRASES] + [""])
-    full, coarse = (torch.tensor([PHRASES.index(words(*angles)) for angles in data.angles.tolist()])
+    table = tokens([caption(*pair, view) for pair in PAIRS for view in PHRASES] + [""])
+    fine, coarse = (torch.tensor([PHRASES.index(words(*angles)) for angles in data.angles.tolist()])
                     for words in (view_phrase, coarse_phrase))
+    train_views = data.split(test=False)
+    weight = share[data.shape[train_views]]
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    views, model = data.split(test=False), seeded(plan.seed, lambda: Denoiser(text_sizes(folder)))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        index, shard = views[torch.randint(len(views), (plan.batch,), generator=generator)], shards[step % len(shards)]
+        index = train_views[torch.multinomial(weight, plan.batch, replacement=True, generator=generator)]
+        shard = shards[step % len(shards)]
         mean, std = shard["moments"][index].float().unbind(dim=1)
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
         t = torch.randint(1000, (plan.batch,), generator=generator)
         kind, drop = torch.rand(2, plan.batch, generator=generator)
-        phrase = torch.where(kind < 0.75, full[index], torch.where(kind < 0.85, coarse[index], PHRASES.index("")))
+        phrase = torch.where(kind < full, fine[index], torch.where(kind < full + 0.1, coarse[index], PHRASES.index("")))
         row = (data.shape[index] * len(COLOURS) + shard["colour"][index]) * len(PHRASES) + phrase
         ids = table[torch.where(drop < 0.1, len(table) - 1, row)]
         noisy = scheduler.add_noise(mean + std * jitter, noise, t)
@@ -190,7 +199,7 @@ def unet(out: Path) -> None:
             error = (model(noisy, t, ids).float() - noise).square().mean(dim=(1, 2, 3))
         return (error * (snr[t].clamp_max(5) / snr[t])).mean()
 
-    train(model, plan, loss, out / "unet.pt")
+    train(model, plan, loss, out / f"{stage}.pt")
 
 
 # ---- the judge ----
@@ -241,14 +250,12 @@ def judge(out: Path) -> None:
 # ---- the finished folder ----
 
 def export(out: Path, weights: Path = WEIGHTS) -> None:
-    """Writes the prior as of out/unet.pt (its moving average), the judge if there is one, and the words they know."""
+    """Writes the prior as of the last checkpoint (its moving average), the judge and their words."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPModel, CLIPTokenizer
 
-    tokenizer, saved = out / "models" / "tokenizer", torch.load(out / "unet.pt")
-    model = Denoiser(text_sizes(tokenizer))
-    model.load_state_dict({key.removeprefix("module."): value for key, value in saved["average"].items()
-                           if key.startswith("module.")})
+    tokenizer, checkpoint = out / "models" / "tokenizer", out / "views.pt"
+    model = load_denoiser(out, checkpoint if checkpoint.exists() else out / "unet.pt")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "models" / "vae"), text_encoder=model.text, unet=model.unet,
         tokenizer=CLIPTokenizer.from_pretrained(tokenizer), scheduler=new_scheduler(), safety_checker=None,
@@ -270,38 +277,12 @@ def export(out: Path, weights: Path = WEIGHTS) -> None:
                   "views": [phrase for phrase in PHRASES if phrase]}
     (weights / "vocabulary.json").write_text(json.dumps(vocabulary, indent=1) + "\n")
     size = sum(file.stat().st_size for file in (weights / "prior").rglob("*") if file.is_file())
-    print(f"export: step {saved['step']}, prior {size / 1e6:.2f} MB", flush=True)
-
-
-def sample(out: Path, weights: Path = WEIGHTS) -> None:
-    """Writes out/samples.png, a row per shape: four views in a seen colour, then in one held out; prints a verdict."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPModel
-
-    pipeline = StableDiffusionPipeline.from_pretrained(weights / "prior", safety_checker=None)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
-    pipeline.set_progress_bar_config(disable=True)
-    views, images, pairs = ("front view", "left side view", "back view", OVERHEAD), [], []
-    for number, shape in enumerate(SHAPES):
-        seen = [colour for colour in COLOURS if colour not in held_out(shape)]
-        for colour in (seen[number % len(seen)], held_out(shape)[number % 2]):
-            prompts = [caption(shape, colour, view) for view in views]
-            images.append(pipeline(
-                prompts, height=64, width=64, guidance_scale=6.0, num_inference_steps=30, output_type="pt",
-                generator=torch.Generator().manual_seed(number)).images)
-            pairs.append(PAIRS.index((shape, colour)))
-    sheet(torch.cat(images), 2 * len(views), out / "samples.png")
-    clip, tokens = CLIPModel.from_pretrained(weights / "judge"), load_tokenizer(weights / "judge")
-    with torch.no_grad():
-        scores = clip(input_ids=tokens([caption(*pair) for pair in PAIRS]), pixel_values=2 * torch.cat(images) - 1)
-    found = scores.logits_per_image.argmax(dim=-1).reshape(-1, 2, len(views))
-    right = (found == torch.tensor(pairs).reshape(-1, 2, 1)).float().mean(dim=(0, 2))
-    print(f"sample: judge's top-1 of {len(PAIRS)} pairs: seen {right[0]:.3f}, held out {right[1]:.3f}", flush=True)
+    print(f"export: prior {size / 1e6:.2f} MB", flush=True)
 
 
 STAGES: dict[str, Callable[[Path], None]] = {
-    "corpus": write_corpus, "vae": vae, "latents": latents, "unet": unet, "decoder": decoder, "judge": judge,
-    "export": export, "sample": sample}
+    "corpus": write_corpus, "vae": vae, "latents": latents, "unet": unet, "views": views, "judge": judge,
+    "export": export, "sample": partial(sample, weights=WEIGHTS), "measure": partial(measure, weights=WEIGHTS)}
 
 
 def main() -> None:
