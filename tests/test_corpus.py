@@ -28,9 +28,10 @@ def mean_pixel(mask: torch.Tensor) -> tuple[float, float]:
 
 
 def project(point: tuple[float, float, float], azimuth: float, elevation: float, size: int = 64) -> tuple[float, float]:
-    """The row and column of a world point, from right = (-sin az, cos az, 0) and up = outward x right."""
+    """The row and column of a world point: the image's right is (-sin az, cos az, 0) in the world."""
     a, e = math.radians(azimuth), math.radians(elevation)
-    right, outward = (-math.sin(a), math.cos(a), 0.0), (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
+    right = (-math.sin(a), math.cos(a), 0.0)
+    outward = (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e))
     up = (-math.sin(e) * math.cos(a), -math.sin(e) * math.sin(a), math.cos(e))
     x, y, depth = (sum(u * v for u, v in zip(point, axis)) for axis in (right, up, outward))
     scale = size / (2 * math.tan(math.radians(25))) / (1.8 - depth)

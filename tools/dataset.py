@@ -132,11 +132,9 @@ def _merged(split: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def load_tokenizer(folder: Path) -> Callable[[list[str]], Tensor]:
-    """Returns the function from captions to token ids [B, L]; the tokenizer is written on first use."""
+    """Returns the function from captions to token ids [B, L]."""
     from transformers import CLIPTokenizer
 
-    if not folder.exists():
-        write_tokenizer(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     return lambda texts: tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 

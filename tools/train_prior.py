@@ -151,8 +151,10 @@ FRONTS = ("chair", "rocket", "snowman", "car", "house", "mug", "airplane", "duck
 
 def unet(out: Path) -> None:
     """Trains the denoiser on the cached latents, every shape and view alike."""
-    sizes = text_sizes(out / "models" / "tokenizer")
-    train_denoiser(out, "unet", seeded(PLANS["unet"].seed, lambda: Denoiser(sizes)), torch.ones(len(SHAPES)), full=0.75)
+    tokenizer = out / "models" / "tokenizer"
+    write_tokenizer(tokenizer)
+    model = seeded(PLANS["unet"].seed, lambda: Denoiser(text_sizes(tokenizer)))
+    train_denoiser(out, "unet", model, torch.ones(len(SHAPES)), full=0.75)
 
 
 def views(out: Path) -> None:
