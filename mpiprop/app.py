@@ -6,6 +6,7 @@ Everything that a run does besides the algorithm stands around one loop, `for wi
 import os
 import traceback
 from pathlib import Path
+from statistics import fmean
 from time import monotonic, perf_counter
 
 import torch
@@ -202,7 +203,7 @@ class Root:
     def _report(self, seconds: float, evaluations: int, evaluate_s: float, checkpoint_s: float, first: int,
                 began: float) -> None:
         window, T = self.window, self.stage.T
-        losses = {name: sum(step[name] for step in window.scalars) / len(window.scalars) for name in window.scalars[-1]}
+        losses = {name: fmean(step[name] for step in window.scalars if name in step) for name in window.scalars[-1]}
         self.log.record(stage=self.stage.name, tau=window.x.tau, k=window.k, stride=window.stride, e=window.e,
                         errors=list(window.errors), evaluations=evaluations, seconds=seconds, evaluate_s=evaluate_s,
                         rollout_s=self.rollout_s, transport_s=max(0.0, seconds - evaluate_s - self.rollout_s - checkpoint_s),

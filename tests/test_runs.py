@@ -127,7 +127,8 @@ def test_the_stop_file_works_like_a_signal(tmp_path):
 
 def test_results_and_what_comes_after(mpirun, capsys, tmp_path):
     folder = tmp_path / "run"
-    done = mpirun(0, "run", "toy", STEPS, "preview.every_s=0.2", "--out", folder)
+    late = "stages.0.terms.0.penalties={sparsity: 0.1, opaque: [[30, 0], [60, 1]]}"  # a loss that begins within a window
+    done = mpirun(0, "run", "toy", STEPS, late, "preview.every_s=0.2", "--out", folder)
     assert done.returncode == 0 and "done: look at" in done.stdout
     made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "window.h5", "metrics.jsonl", "run.log", "done", "turntable.gif", "mesh.glb", "report.html",
@@ -138,7 +139,7 @@ def test_results_and_what_comes_after(mpirun, capsys, tmp_path):
                 "checkpoint_s", "sds"):
         assert all(key in slide for slide in slides)
 
-    again = mpirun(0, "run", "toy", STEPS, "--out", folder, "--resume")
+    again = mpirun(0, "run", "toy", STEPS, late, "--out", folder, "--resume")
     assert again.returncode == 0 and "finished already" in again.stdout
     for form in ("obj", "ply", "gif"):
         assert dispatch(["export", str(folder), "--format", form, "--out", str(tmp_path / f"x.{form}")]) == 0
