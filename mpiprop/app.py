@@ -104,12 +104,14 @@ class Program:
         world = self.world
         stage = world.together(lambda: Stage(run, index, self.device))
         embeddings = world.together(stage.embeddings, by=1)
+        evaluates = world.size == 1 or not world.root
+        unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
         if not world.root:
             from .transport.mpi import serve
-            return serve(world.comm, stage.unit(embeddings), stage.scene.layout, self.device, lambda: bool(stop.asked()),
+            return serve(world.comm, unit, stage.scene.layout, self.device, lambda: bool(stop.asked()),
                          cuda_aware=self.cuda_aware)
         if world.size == 1:
-            self.transport = Serial(stage.unit(embeddings), lambda: bool(stop.asked()))
+            self.transport = Serial(unit, lambda: bool(stop.asked()))
         else:
             from .transport.mpi import Mpi
             self.transport = Mpi(world.comm, self.device, lambda: bool(stop.asked()), cuda_aware=self.cuda_aware)
@@ -155,13 +157,11 @@ class Root:
             self._save(path)
         try:
             self._loop(h_dagger, rollout, path)
-        except Preempted:
+        except Exception as error:
             self._save(path)
-            self.log.say(f"{stop.asked() or 'a signal on another rank'}: step {self.window.x.tau} of {self.stage.T} saved in "
-                         f"{path}; run again with --resume")
-            raise
-        except (RunError, UserError):
-            self._save(path)
+            if isinstance(error, Preempted):
+                self.log.say(f"{stop.asked() or 'a signal on another rank'}: step {self.window.x.tau} of {self.stage.T} saved "
+                             f"in {path}; run again with --resume")
             raise
         self._save(path, complete=self.last)
         if self.last:

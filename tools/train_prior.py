@@ -35,8 +35,8 @@ WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
 LATENT_CHANNELS, SHARDS = 4, 2
 PLANS = {
     "vae": Plan(steps=1800, batch=16, rate=2e-3, seed=1, warmup=50, average=0.995),
-    "unet": Plan(steps=12000, batch=32, rate=8e-4, seed=2),
-    "views": Plan(steps=1500, batch=32, rate=4e-4, seed=6, warmup=50, average=0.99),
+    "unet": Plan(steps=9500, batch=32, rate=8e-4, seed=2),
+    "views": Plan(steps=1200, batch=32, rate=4e-4, seed=6, warmup=50, average=0.99),
     "judge": Plan(steps=8000, batch=64, rate=1e-3, seed=3, decay=0.05, average=0.998),
 }
 
