@@ -193,14 +193,14 @@ class Mpi:
 def serve(comm: MPI.Comm, unit: Unit, layout: Layout, device: torch.device, stopped: Callable[[], bool], *,
           cuda_aware: bool = False) -> int:
     """A worker's life: evaluate what rank 0 sends until it says stop. Returns the exit code that comes with it."""
-    wire, header, told = Wire(comm, device, cuda_aware), np.empty(HEADER, np.uint8), False
-    outgoing: list[tuple[MPI.Request, object]] = []
+    wire, header = Wire(comm, device, cuda_aware), np.empty(HEADER, np.uint8)
+    alerts: list[tuple[MPI.Request, object]] = []
     while True:
-        request = comm.Irecv(header, 0, TASK)
-        while not patiently(request.Test, perf_counter() + 0.05):
-            if stopped() and not told:
-                told = True
-                outgoing.append((comm.Isend(alert := pack(kind=ALERT), 0, ALERT), alert))
+        request, arrived = comm.Irecv(header, 0, TASK), False
+        while not arrived:
+            if stopped() and not alerts:
+                alerts.append((comm.Isend(alert := pack(kind=ALERT), 0, ALERT), alert))
+            arrived = patiently(request.Test, perf_counter() + 0.05)
         task = unpack(header)
         if task["kind"] == STOP:
             return task["code"]
