@@ -91,6 +91,7 @@ def dispatch(words: list[str]) -> int:
     if args.command == "run":
         from . import app
         return app.main(args.config, args.overrides, args.out, args.resume)
+    stop.ignore()
     from . import after
     return getattr(after, args.command)(args)
 

@@ -18,9 +18,10 @@ from .core.errors import DONE, FAILED, MISTAKE, PREEMPTED, Preempted, RunError, 
 from .core.log import Log
 from .core.memory import recycle_large_blocks
 from .core.theta import Drift, State
-from .picard.propeller import Window, propel
+from .picard.propeller import PseudoInverse, Window, propel
+from .picard.rollout import Rollout
 from .recipe import Stage
-from .transport.base import Serial
+from .transport.base import Serial, Transport
 from .transport.world import World
 
 FREE_TO_CHANGE = ("device", "threads", "window", "checkpoint", "preview", "turntable", "mesh")  # on --resume
@@ -47,57 +48,55 @@ class Program:
     def __init__(self, world: World, log: Log) -> None:
         self.world, self.log = world, log
         self.cuda_aware = os.environ.get("MPIPROP_CUDA_AWARE", "0") == "1"
-        self.transport = None
 
     def run(self, name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
         text, folder = self.world.together(lambda: self._open(name, overrides, out, resume), by=0)
-        run = config.parse(config.loads(text, name), name)
+        run = self.world.together(lambda: config.parse(config.loads(text, name), name))
         torch.set_num_threads(run.threads)
         recycle_large_blocks()
-        if self.world.root:
-            self.log = Log(folder)
-            stop.watch(folder)
         self.device = self.world.together(lambda: self.world.device(run.device))
-        found = self.world.together(lambda: self._resume(folder, run, text, resume), by=0)
-        names = [stage.name for stage in run.stages]
-        if found == "done":
+        begin, finished = self.world.together(lambda: self._resume(folder, run, text, resume), by=0)
+        if finished:
             self.log.say(f"{folder}: finished already")
             return DONE
-        for index in range(names.index(found) if found else 0, len(names)):
+        for index in range(begin, len(run.stages)):
             code = self._stage(run, text, index, folder)
             if code is not None:
                 return code
         return DONE
 
     def _open(self, name: str, overrides: list[str], out: Path | None, resume: bool) -> tuple[str, Path]:
-        """The resolved configuration and the run folder, which is made."""
+        """The resolved configuration and the run folder, which is made and locked, and told what happens in it."""
         run = config.load(name, overrides)
-        if not run.prompt and not run.image:
-            raise UserError('nothing to make: give prompt="..." or image=FILE')
-        folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name,
-                                   run.prompt or Path(run.image).stem, run.seed, out, resume)
+        if run.image is not None:
+            raise UserError(f"image={run.image}: {name} makes objects from a prompt alone; leave image out")
+        if not run.prompt:
+            raise UserError('nothing to make: give prompt="..."')
+        folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run.prompt, run.seed, out, resume)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = config.resolved(run)
-            if not (folder / "window.h5").exists():
-                (folder / "config.yaml").write_text(text)
+            self.lock = run_folder.lock(folder)
+            self.log = Log(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-        return text, folder
+        stop.watch(folder)
+        return config.resolved(run), folder
 
-    def _resume(self, folder: Path, run: Run, text: str, resume: bool) -> str:
-        """The stage to go on with ("done" if there is none), or "" to start afresh."""
-        (folder / "stop").unlink(missing_ok=True)
-        if not resume or not (folder / "window.h5").exists():
-            return ""
-        if (folder / "done").exists():
-            return "done"
-        found = checkpoint.load(folder / "window.h5")
-        then, now = config.loads(found.config, "checkpoint"), config.loads(text, "now")
-        if difference := _difference(then, now):
-            raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
-                            "give the same one, or another --out")
-        return found.stage
+    def _resume(self, folder: Path, run: Run, text: str, resume: bool) -> tuple[int, bool]:
+        """The stage to go on with, and whether nothing is left to do."""
+        index, finished = 0, False
+        if resume and (folder / "window.h5").exists():
+            found = checkpoint.load(folder / "window.h5")
+            if difference := _difference(config.loads(found.config, "checkpoint"), config.loads(text, "now")):
+                raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
+                                "give the same one, or another --out")
+            index, finished = [stage.name for stage in run.stages].index(found.stage), (folder / "done").exists()
+        else:
+            for stale in ("done", "metrics.jsonl"):
+                (folder / stale).unlink(missing_ok=True)
+        if not finished:
+            (folder / "config.yaml").write_text(text)
+        return index, finished
 
     def _stage(self, run: Run, text: str, index: int, folder: Path) -> int | None:
         """One stage on this rank: None if another follows, else the exit code of the run."""
@@ -111,13 +110,13 @@ class Program:
             return serve(world.comm, unit, stage.scene.layout, self.device, lambda: bool(stop.asked()),
                          cuda_aware=self.cuda_aware)
         if world.size == 1:
-            self.transport = Serial(unit, lambda: bool(stop.asked()))
+            transport = Serial(unit, lambda: bool(stop.asked()))
         else:
             from .transport.mpi import Mpi
-            self.transport = Mpi(world.comm, self.device, lambda: bool(stop.asked()), cuda_aware=self.cuda_aware)
-        last, code = index + 1 == len(run.stages), FAILED
+            transport = Mpi(world.comm, self.device, lambda: bool(stop.asked()), cuda_aware=self.cuda_aware)
+        code = FAILED
         try:
-            code = Root(run, text, stage, folder, self.log, self.transport, last).drive()
+            code = Root(run, text, stage, folder, self.log, transport, index + 1 == len(run.stages)).drive()
         except Preempted:
             code = PREEMPTED
         except (UserError, RunError) as error:
@@ -128,23 +127,21 @@ class Program:
                          error=True)
             self.log.note(traceback.format_exc())
         finally:
-            if world.size > 1:
-                self.transport.close(code)
+            transport.close(code)
         return code
 
 
 class Root:
     """Rank 0's part in a stage: the loop, and what is said, saved and shown around it."""
 
-    def __init__(self, run: Run, text: str, stage: Stage, folder: Path, log: Log, transport, last: bool) -> None:
+    def __init__(self, run: Run, text: str, stage: Stage, folder: Path, log: Log, transport: Transport, last: bool) -> None:
         self.run, self.text, self.stage, self.folder, self.log = run, text, stage, folder, log
-        self.transport, self.last = transport, last
-        self.window: Window | None = None
-        self.rollout_s = 0.0
+        self.transport, self.last, self.path = transport, last, folder / "window.h5"
+        self.complete, self.rollout_s = False, 0.0
 
     def drive(self) -> int | None:
         """Run the stage from its checkpoint, or from its beginning. Raises Preempted after saving."""
-        rollout, path = self.stage.rollout(), self.folder / "window.h5"
+        rollout = self.stage.rollout()
 
         def h_dagger(drift: Drift, x: State) -> State:
             start = perf_counter()
@@ -152,52 +149,58 @@ class Root:
             self.rollout_s += perf_counter() - start
             return x
 
-        self.window = self._begin(path, rollout)
+        self.window = self._begin(rollout)
         if self.window.x.tau == 0:
-            self._save(path)
+            self._save()
         try:
-            self._loop(h_dagger, rollout, path)
+            self._loop(h_dagger, rollout)
+            self.complete = self.last
+            self._save()
+            if self.last:
+                results.write(self.run, self.stage, self.window.x.theta, self.folder, self.log, self._stay)
         except Exception as error:
-            self._save(path)
+            self._save()
             if isinstance(error, Preempted):
                 self.log.say(f"{stop.asked() or 'a signal on another rank'}: step {self.window.x.tau} of {self.stage.T} saved "
-                             f"in {path}; run again with --resume")
+                             f"in {self.path}; run again with --resume")
+                (self.folder / "stop").unlink(missing_ok=True)
             raise
-        self._save(path, complete=self.last)
-        if self.last:
-            results.write(self.run, self.stage, self.window.x.theta, self.folder, self.log, self._stay)
         return DONE if self.last else None
 
-    def _begin(self, path: Path, rollout) -> Window:
-        found = checkpoint.load(path, self.stage.device) if path.exists() else None
-        if found is None or found.stage != self.stage.name:
-            window = self.stage.open_window(rollout)
-            D, L = window.x.theta.layout.D, window.x.theta.layout.L
-            self.log.say(f"mpiprop {__version__}: {self.run.prompt or self.run.image!r}, stage {self.stage.name}, "
-                         f"{self.stage.T} steps, {D:,} trained numbers ({L - D:,} ride along), on {self.stage.device} "
-                         f"-> {self.folder}")
-            return window
-        if found.window.x.theta.layout != self.stage.scene.layout:
-            raise UserError(f"{path}: its layout is not this configuration's; give the same one, or another --out")
-        self.log.rewind(self.stage.name, found.window.k)
-        self.log.say(f"resumed {path} at step {found.window.x.tau} of {self.stage.T}")
-        return found.window
+    def _begin(self, rollout: Rollout) -> Window:
+        """The window to go on from: the checkpoint's, or a new one, from where the previous stage ended if there is one."""
+        stage = self.stage
+        found = checkpoint.load(self.path, stage.device) if self.path.exists() else None
+        theta = found.window.x.theta if found else stage.scene.theta()
+        if theta.layout != stage.scene.layout:
+            raise UserError(f"{self.path}: its numbers are laid out otherwise than those of stage {stage.name}; "
+                            "give the same configuration, or another --out")
+        if found and found.stage == stage.name:
+            self.log.rewind(stage.name, found.window.k)
+            self.log.say(f"resumed {self.path} at step {found.window.x.tau} of {stage.T}")
+            then = config.parse(config.loads(found.config, "checkpoint"), str(self.path))
+            (window,) = (one.window for one in then.stages if one.name == stage.name)
+            return stage.retold(found.window, window.threshold)
+        D, L = theta.layout.D, theta.layout.L
+        self.log.say(f"mpiprop {__version__}: {self.run.prompt!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
+                     f"({L - D:,} ride along), on {stage.device} -> {self.folder}")
+        return stage.open_window(rollout, theta)
 
-    def _loop(self, h_dagger, rollout, path: Path) -> None:
+    def _loop(self, h_dagger: PseudoInverse, rollout: Rollout) -> None:
         stage, began, clock = self.stage, monotonic(), perf_counter()
         first, saved, shown = self.window.x.tau, monotonic(), monotonic()
-        checkpoint_s = 0.0
+        checkpoint_s = preview_s = 0.0
         for self.window in propel(self.window, self.transport, h_dagger, p=stage.config.window.size, T=stage.T,
                                   threshold=stage.threshold(), predict=stage.predictor(rollout)):
             now = perf_counter()
-            self._report(now - clock, *self.transport.busy.since(clock), checkpoint_s, first, began)
-            clock, self.rollout_s, checkpoint_s = now, 0.0, 0.0
+            self._report(now - clock - preview_s, *self.transport.busy.since(clock), checkpoint_s, first, began)
+            clock, self.rollout_s, checkpoint_s, preview_s = now, 0.0, 0.0, 0.0
             if monotonic() - saved > self.run.checkpoint.every_s:
-                self._save(path)
+                self._save()
                 checkpoint_s, saved = perf_counter() - now, monotonic()
             if self.run.preview.every_s and monotonic() - shown > self.run.preview.every_s:
                 results.preview(self.run, stage, self.window.x.theta, self.window.x.tau, self.folder)
-                shown = monotonic()
+                preview_s, shown = perf_counter() - now - checkpoint_s, monotonic()
             self._stay()
 
     def _report(self, seconds: float, evaluations: int, evaluate_s: float, checkpoint_s: float, first: int,
@@ -214,12 +217,12 @@ class Root:
                           f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}  "
                           f"ETA {int(left) // 60}:{int(left) % 60:02d}", last=window.x.tau == T)
 
-    def _save(self, path: Path, complete: bool = False) -> None:
-        checkpoint.save(path, Checkpoint(self.window, self.stage.name, self.run.seed, self.text, complete))
+    def _save(self) -> None:
+        checkpoint.save(self.path, Checkpoint(self.window, self.stage.name, self.run.seed, self.text, self.complete))
 
     def _stay(self) -> None:
         """Raises Preempted if the run has been asked to leave."""
-        if stop.asked():
+        if self.transport.asked():
             raise Preempted
 
 

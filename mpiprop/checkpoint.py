@@ -1,4 +1,4 @@
-"""Window <-> HDF5: atomic, verified, versioned (schema in the README of configs/ and in `mpiprop inspect`).
+"""Window <-> HDF5: atomic, verified, versioned (`mpiprop inspect` shows the schema).
 
 A file is written under a temporary name in the same folder, synced, read back and only then renamed over the previous one,
 so at every moment a whole checkpoint lies on the disk. Vectors carry fletcher32 sums; texts have fixed length and so live in
@@ -49,11 +49,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    except OSError as error:
+    except (OSError, UserError) as error:
         part.unlink(missing_ok=True)
         kept = f"; the previous checkpoint {path} is whole" if path.exists() else ""
-        raise RunError(f"cannot write the checkpoint {part}: {error.strerror}{kept}. Make room and run again with --resume") \
-            from None
+        why = getattr(error, "strerror", None) or "what was written does not read back"
+        raise RunError(f"cannot write the checkpoint {part}: {why}{kept}. Make room and run again with --resume") from None
 
 
 def _image(checkpoint: Checkpoint) -> memoryview:

@@ -1,6 +1,7 @@
 """One stage of a run, from its configuration: the scene on every rank, the unit where it evaluates, the rollout on root."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Stage:
             prompts = Prompts(encoded, build(term.guidance.part("prompts")))
             guidance = build(term.guidance, self._prior(term.guidance), prompts)
             terms.append(Term(term.name, views, guidance, term.weight, term.penalties))
-        return ComputationUnit(self.scene, terms, self.run.seed)
+        return ComputationUnit(self.scene, terms, self.run.seed, self.name)
 
     def rollout(self) -> Rollout:
         """h-dagger."""
@@ -57,10 +58,15 @@ class Stage:
             return self.scene.refresh(theta, tau, Streams(self.run.seed, tau).of(f"{self.name}/riding"))
         return Rollout(optimiser, refresh)
 
-    def open_window(self, rollout: Rollout) -> Window:
-        """The window of a stage that begins."""
+    def open_window(self, rollout: Rollout, theta: Theta) -> Window:
+        """The window of a stage that begins at theta."""
         rule = self.config.window.threshold
-        return Window(rollout.start(self.scene.theta()), (), 0.0 if rule == "auto" else rule)
+        return Window(rollout.start(theta), (), 0.0 if rule == "auto" else rule)
+
+    def retold(self, window: Window, then: float | str) -> Window:
+        """A saved window under this configuration's threshold, which may differ from the one it was saved under."""
+        rule = self.config.window.threshold
+        return window if rule in (then, "auto") else replace(window, e=rule)
 
     def threshold(self) -> Threshold:
         """The rule for e: threshold 0 stays exact, auto follows the optimiser's steps, else Algorithm 2's."""
@@ -75,4 +81,6 @@ class Stage:
     def _prior(self, guidance: Node) -> Prior:
         """The prior of a guidance; one object for all that say the same."""
         node = guidance.part("prior")
-        return self._priors.setdefault(repr(plain(node)), build(node, self.device))
+        if (key := repr(plain(node))) not in self._priors:
+            self._priors[key] = build(node, self.device)
+        return self._priors[key]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .config import Run
+from .core.errors import RunError
 from .core.log import Log
 from .core.theta import Theta
 from .recipe import Stage
@@ -51,7 +52,12 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     if has_ffmpeg():
         film(turn, folder / "turntable.mp4", run.turntable.fps)
     stay()
-    write_mesh(extract(stage.scene.load(theta, stage.T), run.mesh.resolution, run.mesh.threshold, log.say), folder / "mesh.glb")
+    try:
+        mesh = extract(stage.scene.load(theta, stage.T), run.mesh.resolution, run.mesh.threshold, log.say)
+    except RunError as error:  # the run is done all the same
+        log.say(f"{error}; no mesh.glb", error=True)
+    else:
+        write_mesh(mesh, folder / "mesh.glb")
     report.write([report.RunSummary.read(folder)], folder / "report.html")
     (folder / "done").write_text("")
     log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {folder / 'mesh.glb'}")

@@ -1,7 +1,10 @@
 """Where a run keeps what it makes: its name, whether it is finished, and which one --resume continues."""
 
+import fcntl
 import re
 from pathlib import Path
+from time import monotonic, sleep
+from typing import IO
 
 from . import config
 from .core.errors import UserError
@@ -18,7 +21,7 @@ def choose(name: str, subject: str, seed: int, out: Path | None, resume: bool, r
         if not resume and ((out / "config.yaml").exists() or (out / "window.h5").exists()):
             raise UserError(f"{out}: holds a run already; continue it with --resume or choose another --out")
         return out
-    stem = f"{slug(name.removesuffix('.yaml'))}-{slug(subject)}-{seed}"
+    stem = f"{slug(name)}-{slug(subject)}-{seed}"
     mine = [folder for folder in root.glob(f"{stem}*") if re.fullmatch(rf"{re.escape(stem)}(\.\d+)?", folder.name)
             and _is_of(folder, subject, seed)]
     if resume and (unfinished := [folder for folder in mine if not (folder / "done").exists()]):
@@ -27,10 +30,26 @@ def choose(name: str, subject: str, seed: int, out: Path | None, resume: bool, r
     return root / next(name for i in range(1, 10**6) if (name := stem if i == 1 else f"{stem}.{i}") not in taken)
 
 
+def lock(folder: Path) -> IO[str]:
+    """A lock on the folder that lasts as long as the file returned stays open, or the process.
+
+    Raises UserError if another run still holds it after ten seconds, in which a killed one would have died.
+    """
+    file, end = open(folder / ".lock", "w"), monotonic() + 10
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if monotonic() > end:
+                raise UserError(f"{folder}: another run is at work in it; wait for it, or give another --out") from None
+            sleep(0.1)
+
+
 def _is_of(folder: Path, subject: str, seed: int) -> bool:
     """Whether the run in `folder` has this prompt or picture, and this seed."""
     try:
         made = config.loads((folder / "config.yaml").read_text(), str(folder))
-        return made["seed"] == seed and subject in (made["prompt"], Path(made.get("image") or "").stem)
+        return made["seed"] == seed and made["prompt"] == subject
     except (OSError, UserError, KeyError, TypeError):
         return False

@@ -5,12 +5,16 @@ action takes the job along. Handlers only raise a flag; waits poll it.
 """
 
 import signal
+import sys
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
+
+from .core.errors import PREEMPTED
 
 _asked: list[str] = []
 _folder: list[Path] = []
 _looked = [0.0]
+_since = time()
 
 
 def listen() -> None:
@@ -19,9 +23,19 @@ def listen() -> None:
         signal.signal(getattr(signal, name), lambda number, frame, name=name: _asked.append(name))
 
 
+def ignore() -> None:
+    """Back to the default: for commands that have nothing to save, a signal is the end."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    if _asked:
+        sys.exit(PREEMPTED)
+
+
 def watch(folder: Path) -> None:
-    """Also leave when `folder`/stop appears."""
+    """Also leave when `folder`/stop appears; one from before this process is an old story and removed."""
     _folder[:] = [folder]
+    if (flag := folder / "stop").exists() and flag.stat().st_mtime < _since:
+        flag.unlink()
 
 
 def asked() -> str:

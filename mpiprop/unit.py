@@ -1,7 +1,7 @@
 """The computation unit s: the gradient of one step's loss, a pure function of (theta, tau, seed).
 
 The loss is a sum of terms; each draws views, renders them, asks its guidance for the gradient that the prior wants in the
-image, and adds penalties. Everything random inside a term comes from the streams of (seed, tau, the term's name).
+image, and adds penalties. Everything random inside a term comes from the streams of (seed, tau, its stage and name).
 """
 
 from collections.abc import Callable, Mapping
@@ -35,8 +35,8 @@ class Term:
 class ComputationUnit:
     """s: Theta, tau -> Drift, its gradient in the scene's buffer. Raises RunError where a gradient is not finite."""
 
-    def __init__(self, scene: Scene, terms: list[Term], seed: int) -> None:
-        self.scene, self.terms, self.seed = scene, terms, seed
+    def __init__(self, scene: Scene, terms: list[Term], seed: int, stage: str) -> None:
+        self.scene, self.terms, self.seed, self.stage = scene, terms, seed, stage
 
     def __call__(self, theta: Theta, tau: int) -> Drift:
         start = perf_counter()
@@ -44,7 +44,7 @@ class ComputationUnit:
         self.scene.grad.zero_()
         scalars: dict[str, float] = {}
         for term in self.terms:
-            rng = Streams(self.seed, tau).of(term.name)
+            rng = Streams(self.seed, tau).of(self.stage).of(term.name)
             views = term.views(tau, rng)
             weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
             image = self.scene.render(views, tau, rng, normals=not READ_NORMALS.isdisjoint(weights))
@@ -65,4 +65,5 @@ class ComputationUnit:
         where = self.scene.layout.name_at(int((~grad.isfinite()).nonzero()[0]))
         raise RunError(f"step {tau}: the gradient of {where} is not finite (losses: "
                        + ", ".join(f"{name} {value:.3g}" for name, value in scalars.items())
-                       + "). The last good state is kept; lower the learning rate or the guidance scale and --resume")
+                       + "). The last good state is kept and `export` shows it; start anew with a lower learning rate or "
+                       "guidance scale, or seed")

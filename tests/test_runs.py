@@ -117,6 +117,51 @@ def test_a_signal_during_start_up_exits_75(tmp_path, delay):
     assert process.returncode == 75
 
 
+def test_a_second_run_in_the_same_folder_is_refused(mpirun, tmp_path):
+    process = started(0, tmp_path / "run", "stages.0.steps=5000")
+    reached(tmp_path / "run", 1, process)
+    second = mpirun(0, "run", "toy", "stages.0.steps=5000", "--out", tmp_path / "run", "--resume")
+    assert second.returncode == 2 and "another run is at work in it" in second.stderr
+    process.kill()
+
+
+def test_resuming_with_threshold_zero_is_exact_from_there_on(mpirun, tmp_path):
+    """A run begun at a loose threshold goes on exactly: its end is that of window.size=1 from the same checkpoint."""
+    ends, saved = [], b""
+    for change in ("window.threshold=0", "window.size=1"):
+        folder = tmp_path / change
+        process = started(0, folder, "checkpoint.every_s=0")
+        reached(folder, 4, process)
+        process.terminate()
+        process.wait(60)
+        saved = saved or (folder / "window.h5").read_bytes()
+        (folder / "window.h5").write_bytes(saved)  # both from the same checkpoint
+        assert mpirun(0, "run", "toy", STEPS, change, "--out", folder, "--resume").returncode == 0
+        ends.append(flat(folder))
+    assert ends[0] == ends[1]
+
+
+def test_an_image_is_not_taken_where_nothing_reads_it(mpirun, tmp_path):
+    done = mpirun(0, "run", "toy", "image=photo.png", cwd=tmp_path)
+    assert done.returncode == 2 and "image=photo.png" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.mpi
+def test_two_stages_follow_one_another_and_resume_in_the_second(mpirun, tmp_path):
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "toy.yaml").read_text())
+    (stage,) = config["stages"]
+    config["stages"] = [stage | {"name": "one", "steps": 20}, stage | {"name": "two", "steps": 20}]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
+    whole = mpirun(0, "run", tmp_path / "two.yaml", "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([sys.executable, "-m", "mpiprop", "run", tmp_path / "two.yaml", "--out", tmp_path / "cut"])
+    reached(tmp_path / "cut", 5, process)  # 20 steps take 4 slides
+    process.terminate()
+    assert process.wait(60) in (75, 0)
+    assert mpirun(2, "run", tmp_path / "two.yaml", "--out", tmp_path / "cut", "--resume").returncode == 0
+    assert flat(tmp_path / "cut") == flat(tmp_path / "whole")
+
+
 def test_the_stop_file_works_like_a_signal(tmp_path):
     process = started(0, tmp_path / "run", "stages.0.steps=5000")
     reached(tmp_path / "run", 1, process)

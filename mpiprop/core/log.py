@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from time import monotonic, strftime
 
+from .errors import RunError
+
 
 class Log:
     """The console and the files of a run folder; other ranks than 0 keep quiet."""
@@ -34,8 +36,11 @@ class Log:
 
     def record(self, **values: object) -> None:
         """One line of metrics.jsonl."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(values) + "\n")
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.metrics}: cannot be written: {error.strerror}; make room, run again with --resume") from None
 
     def rewind(self, stage: str, k: int) -> None:
         """Forget the metrics of `stage` after iteration k: a resumed run writes them anew."""
@@ -51,12 +56,17 @@ class Log:
             if passed:
                 break
             kept.append(line + "\n")
-        self.metrics.write_text("".join(kept))
+        part = self.metrics.with_suffix(".part")
+        part.write_text("".join(kept))
+        part.replace(self.metrics)
 
     def note(self, line: str) -> None:
         """A line for run.log alone."""
         if self.log:
-            self.log.write(f"{strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {line}\n")
+            try:
+                self.log.write(f"{strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {line}\n")
+            except OSError:
+                self.log = None  # a full disk must not hide what is being said
 
     def _clear(self) -> None:
         if self.tty:

@@ -21,6 +21,8 @@ class Transport(Protocol):
     busy: "Busy"
 
     def __call__(self, theta: Theta, tau: int): ...
+    def asked(self) -> bool: ...
+    def close(self, code: int | None) -> None: ...
 
 
 class Busy:
@@ -53,7 +55,7 @@ class Deferred:
     tau: int
 
     def result(self) -> Drift:
-        if self.transport.stopped():
+        if self.transport.asked():
             raise Preempted
         drift = self.transport.unit(self.theta, self.tau)
         self.transport.busy.add(drift.seconds)
@@ -68,3 +70,10 @@ class Serial:
 
     def __call__(self, theta: Theta, tau: int) -> Deferred:
         return Deferred(self, theta, tau)
+
+    def asked(self) -> bool:
+        """Whether this process has been told to leave."""
+        return self.stopped()
+
+    def close(self, code: int | None) -> None:
+        """Nobody else is to be sent home."""

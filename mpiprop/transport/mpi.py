@@ -18,7 +18,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from ..core.errors import MISTAKE, Preempted, RunError, UserError
+from ..core.errors import FAILED, MISTAKE, Preempted, RunError, UserError
 from ..core.theta import Drift, Layout, Theta
 from .base import Busy, Unit
 
@@ -40,7 +40,9 @@ def patiently(done: Callable[[], bool], until: float = float("inf")) -> bool:
 
 def pack(**record: object) -> np.ndarray:
     """A header as a fixed-size block of JSON bytes."""
-    text = json.dumps(record).encode()[:HEADER]
+    text = json.dumps(record, ensure_ascii=False).encode()
+    if len(text) > HEADER:
+        raise RunError(f"a message of {len(text)} bytes: more losses than a header of {HEADER} holds")
     return np.frombuffer(text.ljust(HEADER), dtype=np.uint8)
 
 
@@ -117,8 +119,6 @@ class Mpi:
         self.wire = Wire(comm, device, cuda_aware)
         self.workers = [Worker(rank) for rank in range(1, comm.size)]
         self.queue: deque[Flight] = deque()
-        self.alert = np.empty(HEADER, np.uint8)
-        self.alerted = comm.Irecv(self.alert, MPI.ANY_SOURCE, ALERT)
 
     def __call__(self, theta: Theta, tau: int) -> Flight:
         flight = Flight(self, theta, tau)
@@ -129,11 +129,15 @@ class Mpi:
     def await_(self, done: Callable[[], bool]) -> None:
         """Keep the traffic moving until `done`. Raises Preempted, or the error that a worker reports."""
         def turn() -> bool:
-            if self.stopped() or self.alerted.Test():
+            if self.asked():
                 raise Preempted
             self.progress()
             return done()
         patiently(turn)
+
+    def asked(self) -> bool:
+        """Whether this rank or a worker has been told to leave."""
+        return self.stopped() or self.comm.Iprobe(MPI.ANY_SOURCE, ALERT)
 
     def progress(self) -> None:
         """Take in what has arrived and hand out what waits, without waiting."""
@@ -168,8 +172,9 @@ class Mpi:
         worker.flight = worker.reply = worker.grad = None
         worker.outgoing = []
 
-    def close(self, code: int, grace: float = 60.0) -> None:
-        """Let running evaluations end, then send every worker home with this exit code; Abort those that do not answer."""
+    def close(self, code: int | None, grace: float = 60.0) -> None:
+        """Let running evaluations end, then send every worker home with this exit code, or to the next stage with None;
+        abort if some do not answer."""
         self.queue.clear()
 
         def settled() -> bool:
@@ -181,40 +186,38 @@ class Mpi:
         if not patiently(settled, perf_counter() + grace):
             late = [worker.rank for worker in self.workers if worker.flight is not None]
             print(f"mpiprop: ranks {late} did not answer for {grace:.0f} s; aborting", flush=True)
-            self.comm.Abort(code)
+            self.comm.Abort(FAILED if code is None else code)
         header = pack(kind=STOP, code=code)
         requests = [self.comm.Isend(header, worker.rank, TASK) for worker in self.workers]
         patiently(lambda: MPI.Request.Testall(requests))
-        if self.alerted != MPI.REQUEST_NULL:
-            self.alerted.Cancel()
-            self.alerted.Wait()
+        while self.comm.Iprobe(MPI.ANY_SOURCE, ALERT):
+            self.comm.Recv([bytearray(0), MPI.BYTE], MPI.ANY_SOURCE, ALERT)
 
 
 def serve(comm: MPI.Comm, unit: Unit, layout: Layout, device: torch.device, stopped: Callable[[], bool], *,
-          cuda_aware: bool = False) -> int:
-    """A worker's life: evaluate what rank 0 sends until it says stop. Returns the exit code that comes with it."""
+          cuda_aware: bool = False) -> int | None:
+    """A worker's life: evaluate what rank 0 sends until it says stop. Returns the exit code that comes with it, or None."""
     wire, header = Wire(comm, device, cuda_aware), np.empty(HEADER, np.uint8)
-    alerts: list[tuple[MPI.Request, object]] = []
+    alerts: list[MPI.Request] = []
     while True:
         request, arrived = comm.Irecv(header, 0, TASK), False
         while not arrived:
             if stopped() and not alerts:
-                alerts.append((comm.Isend(alert := pack(kind=ALERT), 0, ALERT), alert))
+                alerts.append(comm.Isend([bytearray(0), MPI.BYTE], 0, ALERT))
             arrived = patiently(request.Test, perf_counter() + 0.05)
         task = unpack(header)
         if task["kind"] == STOP:
             return task["code"]
         request, flat = wire.receive(task["L"], 0)
         patiently(request.Test)
-        theta = Theta(wire.arrived(flat), layout)
         try:
-            drift = unit(theta, task["tau"])
+            drift = unit(Theta(wire.arrived(flat), layout), task["tau"])
+            reply = pack(kind=DRIFT, tau=task["tau"], D=len(drift.grad), seconds=drift.seconds, scalars=dict(drift.scalars))
         except Exception as error:
             report_failure(comm, error, f"step {task['tau']}")
             continue
         finally:
             wire.spare = [flat]
-        reply = pack(kind=DRIFT, tau=task["tau"], D=len(drift.grad), seconds=drift.seconds, scalars=drift.scalars)
         outgoing = [(comm.Isend(reply, 0, DRIFT), reply), wire.send(drift.grad, 0)]
         patiently(lambda: MPI.Request.Testall([request for request, _ in outgoing]))
 
@@ -223,5 +226,5 @@ def report_failure(comm: MPI.Comm, error: BaseException, where: str) -> None:
     """Tell rank 0 why this rank cannot go on; it stops the job."""
     text = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
     code = MISTAKE if isinstance(error, UserError) else 1
-    line = f"rank {comm.rank} on {socket.gethostname()}, {where}: {text}"[: HEADER // 2]
+    line = f"rank {comm.rank} on {socket.gethostname()}, {where}: {text}"[: HEADER // 8]  # up to 4 bytes a letter
     patiently(comm.Isend(pack(kind=FAILURE, code=code, text=line), 0, DRIFT).Test)

@@ -6,13 +6,16 @@ all learn whether anybody failed, so that a mistake ends the job everywhere with
 
 import os
 import socket
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
 
-from ..core.errors import MISTAKE, RunError, UserError
+from ..core.errors import FAILED, MISTAKE, RunError, UserError
 
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -34,14 +37,19 @@ class World:
         """All ranks of the launcher. Raises UserError where the launcher and the MPI library do not belong together."""
         if not any(name in os.environ for name in (*RANKS[:3], "SLURM_STEP_ID")):
             return cls()
-        from mpi4py import MPI
-
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise UserError(f"started by a launcher, but no MPI library loads here: {str(error).splitlines()[0]} "
+                            "(set MPI4PY_LIBMPI, or load the site's MPI module)") from None
         comm = MPI.COMM_WORLD.Dup()
         told = next((int(os.environ[name]) for name in SIZES if name in os.environ), comm.size)
         if comm.size != told:
             raise UserError(f"the launcher started {told} ranks, the MPI library sees {comm.size}: mpirun and libmpi are of "
                             "different kinds (set MPI4PY_LIBMPI, or use the mpirun of the same installation)")
-        return cls(comm, comm.rank, comm.size)
+        world = cls(comm, comm.rank, comm.size)
+        sys.excepthook = world._abort
+        return world
 
     @property
     def root(self) -> bool:
@@ -56,14 +64,14 @@ class World:
 
         Raises UserError for a GPU that is not there.
         """
+        local = 0
+        if self.comm is not None:  # collective, so before anybody returns
+            from mpi4py import MPI
+            local = self.comm.Split_type(MPI.COMM_TYPE_SHARED).rank
         if wanted == "cpu" or wanted == "auto" and not torch.cuda.is_available():
             return torch.device("cpu")
         if not torch.cuda.is_available():
             raise UserError(f"device=cuda: no usable GPU on {self.host}; use device=cpu or device=auto")
-        local = 0
-        if self.comm is not None:
-            from mpi4py import MPI
-            local = self.comm.Split_type(MPI.COMM_TYPE_SHARED).rank
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -94,6 +102,12 @@ class World:
             kind, text = failures[0]
             raise (UserError if kind == MISTAKE else RunError)(text) from error
         return value if by is None else self.comm.bcast(value, by % self.size)
+
+    def _abort(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """What nobody caught ends the whole job: a rank that only dies leaves the others waiting for it."""
+        print(f"mpiprop: rank {self.rank} on {self.host}: {kind.__name__}: {error} (a defect)", file=sys.stderr, flush=True)
+        traceback.print_exception(kind, error, trace)
+        self.comm.Abort(FAILED)
 
     def _tell(self, error: Exception | None) -> tuple[int, str] | None:
         if error is None:
