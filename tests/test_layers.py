@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
-LAYERS = [("core", "stop"), ("components",), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
+LAYERS = [("core",), ("stop",), ("components",), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",), ("checkpoint", "export", "evaluate", "run_folder", "charts"),
           ("recipe", "report"), ("results",), ("app", "after"), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
