@@ -35,8 +35,10 @@ def main() -> None:
     args = arguments()
     if args.ranks > 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ:
         mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        env = {"OMP_NUM_THREADS": "1", "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-               "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"} | os.environ
+        if mpirun is None:
+            sys.exit("bench_engine: needs mpirun on the PATH")
+        lines = (Path(__file__).parent / "mpi.env").read_text().splitlines()
+        env = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")) | os.environ
         sys.exit(subprocess.call([mpirun, "-n", str(args.ranks), "--bind-to", "none", sys.executable, *sys.argv], env=env))
     run(args)
 

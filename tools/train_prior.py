@@ -273,6 +273,10 @@ def export(out: Path, weights: Path = WEIGHTS) -> None:
         for pattern in ("*token*", "vocab.json", "merges.txt", "*processor*"):
             for file in source.glob(pattern):
                 shutil.copy(file, target)
+    vae_config = weights / "prior" / "vae" / "config.json"
+    told = json.loads(vae_config.read_text())
+    told.pop("_name_or_path", None)  # where it was trained
+    vae_config.write_text(json.dumps(told, indent=2) + "\n")
     for config in configs:  # transformers computes in the type named here: float32, although the file holds halves
         config.write_text(config.read_text().replace("float16", "float32"))
     vocabulary = {"shapes": SHAPES, "colours": list(COLOURS), "held_out": {s: held_out(s) for s in SHAPES},
