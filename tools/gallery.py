@@ -36,14 +36,13 @@ def choose(n: int) -> list[tuple[str, bool]]:
 
 
 def run(config: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
-    """The folder of one finished run, in one thread."""
+    """The folder of one finished run, in one thread. Raises where the folder holds a run of another configuration."""
     folder = out / method.replace(" ", "") / prompt.replace(" ", "-")
     command = [sys.executable, "-m", "mpiprop", "run", config, f"prompt={prompt}", *METHODS[method], *LEAN, *overrides,
                "--out", str(folder), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if not (folder / "done").exists():
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        print(f"{method}: {prompt}", flush=True)
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # one that is done says so at once
+    print(f"{method}: {prompt}", flush=True)
     return folder
 
 

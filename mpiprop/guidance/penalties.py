@@ -1,6 +1,7 @@
 """Penalties on what was rendered, beside the score (DreamFusion, section 3.2 and appendix A.2; Magic3D; HiFA).
 
-Letters: B views, H x W pixels, S samples. Each takes an image and its views and returns a scalar.
+Letters: B views, H x W pixels, S samples. Each takes an image and its views and returns a scalar: the mean over the views
+of what it holds against one, so that a batch may be evaluated in parts.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ def orient(image: Image, views: Views) -> Tensor:
     if samples.normals is None:
         raise UserError("penalties.orient: the shape has no normals; set shape.normal or remove the penalty")
     away = (samples.normals * samples.directions).sum(-1).clamp(min=0)
-    return (samples.weights.detach() * away.square()).sum() / (image.opacity > 0).sum().clamp(min=1)
+    summed = torch.zeros_like(image.opacity).view(-1).index_add(0, samples.ray, samples.weights.detach() * away.square())
+    return _mean_where(image.opacity > 0, summed.view_as(image.opacity))
 
 
 def sparsity(image: Image, views: Views) -> Tensor:
@@ -41,13 +43,18 @@ def z_variance(image: Image, views: Views) -> Tensor:
     zeros = torch.zeros_like(opacity)
     mean = zeros.index_add(0, samples.ray, share * samples.t)
     variance = zeros.index_add(0, samples.ray, share * (samples.t - mean[samples.ray]).square())
-    solid = opacity > 0.5
-    return variance[solid].sum() / solid.sum().clamp(min=1)
+    return _mean_where(image.opacity > 0.5, variance.view_as(image.opacity))
 
 
 PENALTIES: dict[str, Callable[[Image, Views], Tensor]] = {
     "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
 READ_NORMALS = {"orient"}  # of them, those for which normals must be rendered
+
+
+def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
+    """Mean over the views of the mean of `values` [B, H, W, 1] over the chosen pixels of each."""
+    chosen, values = chosen.flatten(1), values.flatten(1)
+    return (values.where(chosen, 0).sum(1) / chosen.sum(1).clamp(min=1)).mean()
 
 
 def _samples(image: Image, name: str) -> Samples:
