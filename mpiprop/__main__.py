@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
@@ -19,8 +20,25 @@ from .core.errors import DONE, FAILED, MISTAKE, RunError, UserError
 
 FORMATS = ("glb", "obj", "ply", "mp4", "gif")
 EPILOG = """signals: SIGTERM and SIGUSR1 on any rank, or a file `stop` in the run folder, save a checkpoint and exit 75
-environment: MPIPROP_CUDA_AWARE=1 hands device memory to MPI (a CUDA-aware one; otherwise through pinned host memory)
+environment: MPIPROP_CUDA_AWARE=1 hands device memory to MPI, auto does where the library can, 0 (default) goes through host
+  memory; MPIPROP_TENSORBOARD=1 also writes RUN/tensorboard
 every configuration key with its default: mpiprop run --help"""
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """An argument's kind: numbers above 0."""
+    def positive(word: str) -> float:
+        if not 0 < (number := kind(word)) < float("inf"):
+            raise ValueError
+        return number
+    return positive
+
+
+def share(word: str) -> float:
+    """An argument's kind: numbers from 0 to 1."""
+    if not 0 <= (number := float(word)) <= 1:
+        raise ValueError
+    return number
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +82,23 @@ def parser() -> Parser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, metavar="FILE.html", help="default: report.html in the first RUN")
 
+    plan = command("plan", "Predicted time, speed-up, memory and traffic of each window and number of shards on N ranks.")
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one in configs/")
+    plan.add_argument("--ranks", type=int, required=True, metavar="N", help="ranks there are, rank 0 included")
+    plan.add_argument("--measured", type=Path, metavar="RUN", help="run folder that tells what things take")
+    plan.add_argument("--measured-ranks", type=positive(int), metavar="M", help="ranks that RUN had (default: what it "
+                      "says, else 1 for window 1 and 1 + window x shards for others)")
+    plan.add_argument("--evaluate", type=positive(float), metavar="SECONDS", help="of one evaluation of a whole batch on one "
+                      "device (default: RUN's)")
+    plan.add_argument("--bandwidth", type=positive(float), metavar="GB/s", help="of a rank's link (default: RUN's, "
+                      "else 2.5)")
+    plan.add_argument("--rollout", type=positive(float), metavar="SECONDS", help="of an optimiser step on rank 0 (default: "
+                      "RUN's, else timed on this CPU)")
+    plan.add_argument("--fixed", type=share, default=0.1, metavar="SHARE", help="of an evaluation that does not depend on the "
+                      "number of views (default: 0.1)")
+    plan.add_argument("--json", action="store_true", help="machine-readable")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", help="as for run")
+
     inspect = command("inspect", "What a checkpoint holds, and whether it verifies.")
     inspect.add_argument("file", type=Path, metavar="FILE.h5")
     return top
@@ -79,8 +114,8 @@ def dispatch(words: list[str]) -> int:
         return DONE
     args, left = parser().parse_known_args(words or ["run", "demo"])
     if args.command is None:
-        raise UserError("a command is needed: run, export, evaluate, report or inspect")
-    if args.command == "run":
+        raise UserError("a command is needed: run, plan, export, evaluate, report or inspect")
+    if args.command in ("run", "plan"):
         args.overrides += [word for word in left if not word.startswith("-")]
         left = [word for word in left if word.startswith("-")]
     if left:

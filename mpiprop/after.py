@@ -1,7 +1,8 @@
-"""The commands on runs that exist: export, evaluate, report, inspect. Each takes its parsed arguments, returns an exit code."""
+"""The commands before and after a run: plan; export, evaluate, report, inspect. Each takes its parsed arguments, returns an
+exit code."""
 
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,14 @@ from . import checkpoint, config, results
 from .core.errors import DONE, UserError
 from .core.theta import Theta
 from .recipe import Stage
+
+
+def plan(args: Namespace) -> int:
+    """What to expect of each window and number of shards on so many ranks, and the command for the best."""
+    from . import forecast
+
+    print(forecast.told(args))
+    return DONE
 
 
 def export(args: Namespace) -> int:
@@ -27,8 +36,8 @@ def export(args: Namespace) -> int:
     else:
         from .export.files import write
         from .export.mesh import extract
-        write(extract(stage.scene.load(theta, stage.T), args.resolution or stage.run.mesh.resolution,
-                      stage.run.mesh.threshold), out)
+        mesh = replace(stage.run.mesh, resolution=args.resolution or stage.run.mesh.resolution)
+        write(extract(stage.scene.load(theta, stage.T), **asdict(mesh)), out)
     print(out)
     return DONE
 

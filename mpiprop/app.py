@@ -6,25 +6,22 @@ Everything that a run does besides the algorithm stands around one loop, `for wi
 import os
 import traceback
 from pathlib import Path
-from statistics import fmean
-from time import monotonic, perf_counter
 
 import torch
 
-from . import __version__, checkpoint, config, results, run_folder, stop
-from .checkpoint import Checkpoint
+from . import checkpoint, config, run_folder, stop
 from .config import Run
-from .core.errors import DONE, FAILED, MISTAKE, PREEMPTED, Preempted, RunError, UserError
+from .core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
 from .core.log import Log
 from .core.memory import recycle_large_blocks
-from .core.theta import Drift, State
-from .picard.propeller import PseudoInverse, Window, propel
-from .picard.rollout import Rollout
+from .drive import Drive
 from .recipe import Stage
-from .transport.base import Serial, Transport
+from .transport.base import Serial
+from .transport.shared import Shared
 from .transport.world import World
 
-FREE_TO_CHANGE = ("device", "threads", "window", "checkpoint", "preview", "turntable", "mesh")  # on --resume
+FREE_TO_CHANGE = ("device", "threads", "faults", "patience_s", "window", "checkpoint", "preview", "turntable",
+                  "mesh")  # on --resume
 
 
 def main(name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
@@ -34,12 +31,9 @@ def main(name: str, overrides: list[str], out: Path | None, resume: bool) -> int
         world = World.open()
         log = Log(rank=world.rank)
         return Program(world, log).run(name, overrides, out, resume)
-    except UserError as error:
+    except (UserError, RunError) as error:
         log.say(f"mpiprop: {error}", error=True)
-        return MISTAKE
-    except RunError as error:
-        log.say(f"mpiprop: {error}", error=True)
-        return FAILED
+        return exit_code(error)
 
 
 class Program:
@@ -47,7 +41,6 @@ class Program:
 
     def __init__(self, world: World, log: Log) -> None:
         self.world, self.log = world, log
-        self.cuda_aware = os.environ.get("MPIPROP_CUDA_AWARE", "0") == "1"
 
     def run(self, name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
         text, folder = self.world.together(lambda: self._open(name, overrides, out, resume), by=0)
@@ -55,6 +48,9 @@ class Program:
         torch.set_num_threads(run.threads)
         recycle_large_blocks()
         self.device = self.world.together(lambda: self.world.device(run.device))
+        self.world.together(lambda: self.world.prove(self.device))
+        if crowd := self.world.crowded(self.device):
+            self.log.say(crowd)
         begin, finished = self.world.together(lambda: self._resume(folder, run, text, resume), by=0)
         if finished:
             self.log.say(f"{folder}: finished already")
@@ -70,6 +66,8 @@ class Program:
         run = config.load(name, overrides)
         if run.image is not None:
             raise UserError(f"image={run.image}: {name} makes objects from a prompt alone; leave image out")
+        if run.from_ and not (Path(run.from_) / "window.h5").exists():
+            raise UserError(f"from={run.from_}: no run folder with a window.h5")
         if not run.prompt:
             raise UserError('nothing to make: give prompt="..."')
         folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run.prompt, run.seed, out, resume)
@@ -105,125 +103,41 @@ class Program:
         embeddings = world.together(stage.embeddings, by=1)
         evaluates = world.size == 1 or not world.root
         unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
-        if not world.root:
-            from .transport.mpi import serve
-            return serve(world.comm, unit, stage.scene.layout, self.device, lambda: bool(stop.asked()),
-                         cuda_aware=self.cuda_aware)
+        shards, faults = stage.config.window.shards, {"patience": run.patience_s, "go_on": run.faults == "continue"}
+
+        def stopped() -> bool:
+            return bool(stop.asked())
         if world.size == 1:
-            transport = Serial(unit, lambda: bool(stop.asked()))
+            transport = Serial(unit if shards == 1 else Shared(unit, shards), stopped)
         else:
-            from .transport.mpi import Mpi
-            transport = Mpi(world.comm, self.device, lambda: bool(stop.asked()), cuda_aware=self.cuda_aware)
+            from .transport.team import attend, lead
+            if not world.root:
+                told = attend(world, self.device, shards, stopped, unit, stage.scene.layout, **faults)
+                return self._after(told["code"], told["shrink"])
+            transport = lead(world, self.device, shards, stopped, **faults, say=self.log.say)
         code = FAILED
         try:
-            code = Root(run, text, stage, folder, self.log, transport, index + 1 == len(run.stages)).drive()
+            code = Drive(run, text, stage, folder, self.log, transport, index + 1 == len(run.stages))()
         except Preempted:
             code = PREEMPTED
         except (UserError, RunError) as error:
             self.log.say(f"mpiprop: {error}", error=True)
-            code = MISTAKE if isinstance(error, UserError) else FAILED
+            code = exit_code(error)
         except Exception as error:
             self.log.say(f"mpiprop: {type(error).__name__}: {error} (a defect; the traceback is in {folder / 'run.log'})",
                          error=True)
             self.log.note(traceback.format_exc())
         finally:
-            transport.close(code)
+            shrink = transport.close(code)
+        return self._after(code, shrink)
+
+    def _after(self, code: int | None, shrink: bool) -> int | None:
+        """The end of a stage on this rank, without those that died in it if `shrink`."""
+        if shrink and code is not None:
+            os._exit(code)  # MPI cannot be finalised with ranks missing
+        if shrink:
+            self.world = self.world.shrunk()
         return code
-
-
-class Root:
-    """Rank 0's part in a stage: the loop, and what is said, saved and shown around it."""
-
-    def __init__(self, run: Run, text: str, stage: Stage, folder: Path, log: Log, transport: Transport, last: bool) -> None:
-        self.run, self.text, self.stage, self.folder, self.log = run, text, stage, folder, log
-        self.transport, self.last, self.path = transport, last, folder / "window.h5"
-        self.complete, self.rollout_s = False, 0.0
-
-    def drive(self) -> int | None:
-        """Run the stage from its checkpoint, or from its beginning. Raises Preempted after saving."""
-        rollout = self.stage.rollout()
-
-        def h_dagger(drift: Drift, x: State) -> State:
-            start = perf_counter()
-            x = rollout(drift, x)
-            self.rollout_s += perf_counter() - start
-            return x
-
-        self.window = self._begin(rollout)
-        if self.window.x.tau == 0:
-            self._save()
-        try:
-            self._loop(h_dagger, rollout)
-            self.complete = self.last
-            self._save()
-            if self.last:
-                results.write(self.run, self.stage, self.window.x.theta, self.folder, self.log, self._stay)
-        except Exception as error:
-            self._save()
-            if isinstance(error, Preempted):
-                self.log.say(f"{stop.asked() or 'a signal on another rank'}: step {self.window.x.tau} of {self.stage.T} saved "
-                             f"in {self.path}; run again with --resume")
-                (self.folder / "stop").unlink(missing_ok=True)
-            raise
-        return DONE if self.last else None
-
-    def _begin(self, rollout: Rollout) -> Window:
-        """The window to go on from: the checkpoint's, or a new one, from where the previous stage ended if there is one."""
-        stage = self.stage
-        found = checkpoint.load(self.path, stage.device) if self.path.exists() else None
-        theta = found.window.x.theta if found else stage.scene.theta()
-        if theta.layout != stage.scene.layout:
-            raise UserError(f"{self.path}: its numbers are laid out otherwise than those of stage {stage.name}; "
-                            "give the same configuration, or another --out")
-        if found and found.stage == stage.name:
-            self.log.rewind(stage.name, found.window.k)
-            self.log.say(f"resumed {self.path} at step {found.window.x.tau} of {stage.T}")
-            then = config.parse(config.loads(found.config, "checkpoint"), str(self.path))
-            (window,) = (one.window for one in then.stages if one.name == stage.name)
-            return stage.retold(found.window, window.threshold)
-        D, L = theta.layout.D, theta.layout.L
-        self.log.say(f"mpiprop {__version__}: {self.run.prompt!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
-                     f"({L - D:,} ride along), on {stage.device} -> {self.folder}")
-        return stage.open_window(rollout, theta)
-
-    def _loop(self, h_dagger: PseudoInverse, rollout: Rollout) -> None:
-        stage, began, clock = self.stage, monotonic(), perf_counter()
-        first, saved, shown = self.window.x.tau, monotonic(), monotonic()
-        checkpoint_s = preview_s = 0.0
-        for self.window in propel(self.window, self.transport, h_dagger, p=stage.config.window.size, T=stage.T,
-                                  threshold=stage.threshold(), predict=stage.predictor(rollout)):
-            now = perf_counter()
-            self._report(now - clock - preview_s, *self.transport.busy.since(clock), checkpoint_s, first, began)
-            clock, self.rollout_s, checkpoint_s, preview_s = now, 0.0, 0.0, 0.0
-            if monotonic() - saved > self.run.checkpoint.every_s:
-                self._save()
-                checkpoint_s, saved = perf_counter() - now, monotonic()
-            if self.run.preview.every_s and monotonic() - shown > self.run.preview.every_s:
-                results.preview(self.run, stage, self.window.x.theta, self.window.x.tau, self.folder)
-                preview_s, shown = perf_counter() - now - checkpoint_s, monotonic()
-            self._stay()
-
-    def _report(self, seconds: float, evaluations: int, evaluate_s: float, checkpoint_s: float, first: int,
-                began: float) -> None:
-        window, T = self.window, self.stage.T
-        losses = {name: fmean(step[name] for step in window.scalars if name in step) for name in window.scalars[-1]}
-        self.log.record(stage=self.stage.name, tau=window.x.tau, k=window.k, stride=window.stride, e=window.e,
-                        errors=list(window.errors), evaluations=evaluations, seconds=seconds, evaluate_s=evaluate_s,
-                        rollout_s=self.rollout_s, transport_s=max(0.0, seconds - evaluate_s - self.rollout_s - checkpoint_s),
-                        checkpoint_s=checkpoint_s, **losses)
-        left = (monotonic() - began) / max(1, window.x.tau - first) * (T - window.x.tau)
-        told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
-        self.log.progress(f"{self.stage.name} {window.x.tau:{len(str(T))}d}/{T}  T/K {window.x.tau / window.k:.2f}  stride "
-                          f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}  "
-                          f"ETA {int(left) // 60}:{int(left) % 60:02d}", last=window.x.tau == T)
-
-    def _save(self) -> None:
-        checkpoint.save(self.path, Checkpoint(self.window, self.stage.name, self.run.seed, self.text, self.complete))
-
-    def _stay(self) -> None:
-        """Raises Preempted if the run has been asked to leave."""
-        if self.transport.asked():
-            raise Preempted
 
 
 def _difference(then: object, now: object, path: str = "") -> str:

@@ -7,9 +7,10 @@ on loading.
 """
 
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,11 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path` in one piece or not at all. Raises RunError, leaving the previous file, if it cannot."""
     part = path.with_name(f".{path.name}.part")
-    image = _image(checkpoint)
     try:
-        with open(part, "wb") as raw:
-            raw.write(image)
-            os.fsync(raw.fileno())
+        with Disk(part, "w+") as disk:
+            _write(disk, checkpoint)
+            disk.check()
+            os.fsync(disk.fileno())
         _verify(part)
         os.replace(part, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -56,8 +57,42 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         raise RunError(f"cannot write the checkpoint {part}: {why}{kept}. Make room and run again with --resume") from None
 
 
-def _image(checkpoint: Checkpoint) -> memoryview:
-    """The bytes of the file, made in memory: HDF5 does not bear a failing disk well, a plain write does."""
+class Disk(FileIO):
+    """A file that HDF5 can write on a failing disk, which it does not bear: failures are kept until it has closed its own.
+
+    Vectors go from where they are to the system's cache piece by piece; the image of the whole is nowhere in memory.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        """The length of `data`, written or not."""
+        rest = memoryview(data)
+        with self._keeping():
+            while rest:
+                rest = rest[super().write(rest):]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """`size`, whether or not the file has it now."""
+        with self._keeping():
+            size = super().truncate(size)
+        return size or 0
+
+    def check(self) -> None:
+        """Raises the first failure, if there was one."""
+        if self.failure:
+            raise self.failure
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as failure:
+            self.failure = self.failure or failure
+
+
+def _write(disk: Disk, checkpoint: Checkpoint) -> None:
     import h5py
 
     x = checkpoint.window.x
@@ -65,7 +100,7 @@ def _image(checkpoint: Checkpoint) -> memoryview:
                **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
     texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
              "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
-    with h5py.File("checkpoint", "w", driver="core", backing_store=False, block_size=1 << 26, libver="latest") as file:
+    with h5py.File(disk, "w", libver="latest") as file:
         file.attrs.update(format=FORMAT, tau=x.tau, k=checkpoint.window.k, e=checkpoint.window.e, seed=checkpoint.seed,
                           complete=checkpoint.complete)
         file.attrs.update({name: np.bytes_(text.encode()) for name, text in texts.items()})
@@ -73,8 +108,6 @@ def _image(checkpoint: Checkpoint) -> memoryview:
         _put_text(file, "x/layout", x.theta.layout.to_json())
         for name, vector in vectors.items():
             _put(file, name, vector)
-        file.flush()
-        return memoryview(file.id.get_file_image())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

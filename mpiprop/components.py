@@ -11,7 +11,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -45,6 +45,11 @@ def key(doc: str, default: Any = MISSING, *, lo: float | None = None, hi: float 
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def spelt(field_: Field) -> str:
+    """The key of a record's field: its name, without the underscore that keeps it from being a word of Python."""
+    return field_.name.rstrip("_")
 
 
 @cache
@@ -155,17 +160,17 @@ def _knots(kind: Any, number: Any, value: Sequence[Any], path: str) -> tuple[tup
 def _record(kind: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         raise _Mismatch(path, kind, value)
-    known, hints, prefix = {f.name: f for f in fields(kind)}, get_type_hints(kind), f"{path}." if path else ""
+    known, hints, prefix = {spelt(f): f for f in fields(kind)}, get_type_hints(kind), f"{path}." if path else ""
     for name in value:
         if name not in known:
             raise UserError(f"{prefix}{name}: unknown key{suggestion(name, known)}")
     given = {}
     for name, f in known.items():
         if name in value:
-            given[name] = convert(hints[name], value[name], prefix + name)
-            _within(given[name], f.metadata["lo"], f.metadata["hi"], prefix + name)
+            given[f.name] = convert(hints[f.name], value[name], prefix + name)
+            _within(given[f.name], f.metadata["lo"], f.metadata["hi"], prefix + name)
         elif f.default is MISSING and f.default_factory is MISSING:
-            raise UserError(f"{prefix}{name}: missing; needs {describe_kind(hints[name])}")
+            raise UserError(f"{prefix}{name}: missing; needs {describe_kind(hints[f.name])}")
     return kind(**given)
 
 
@@ -201,7 +206,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Node):
         return {"use": value.use} | {name: plain(item) for name, item in value.keys.items()}
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {spelt(f): plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple) else value

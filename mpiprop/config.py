@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from .components import PACKAGE, Node, classes, convert, describe_kind, key, parameters, plain, suggestion
+from .components import PACKAGE, Node, classes, convert, describe_kind, key, parameters, plain, spelt, suggestion
 from .core.errors import UserError
 from .core.steps import Schedule
 
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout
-VERBATIM = ("prompt", "image")  # overrides taken as they are, never read as YAML
+VERBATIM = ("prompt", "image", "from")  # overrides taken as they are, never read as YAML
 COMPONENTS = ("picard", "views", "shapes", "render", "priors", "guidance")  # packages whose classes `use` may name
 
 
@@ -33,6 +33,8 @@ class Window:
     aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e", "median")
     predict: Literal["copy", "momentum"] = key(
         "what new steps start from: the last iterate, or a line along its momentum", "momentum")
+    shards: int = key("parts of a step's batch, each for a rank of its own where there are enough (1 + size x shards); "
+                      "changes results by rounding", 1, lo=1)
     relative: float = key("with threshold auto: e in units of one optimiser step's mean square", 10.0, lo=0)
 
 
@@ -59,6 +61,10 @@ class Turntable:
 class MeshOut:
     resolution: int = key("cells along each side of the box", 128, lo=2)
     threshold: Literal["auto"] | float = key("density at the surface; auto: the mean where not empty", "auto", lo=0)
+    parts: float = key("components with fewer faces than this share of the largest one's are dropped", 0.01, lo=0, hi=1)
+    faces: int = key("number of faces to come down to; 0: keep all", 0, lo=0)
+    texture: int = key("height and width of the texture (pixels); 0: none, colours at the vertices", 0, lo=0, hi=8192)
+    height_m: float = key("height of the object (m), which then stands on the ground; 0: the scene's own units", 0.0, lo=0)
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,14 @@ class Stage:
 class Run:
     prompt: str = key("what to make", "")
     image: str | None = key("picture to start from (file)", None)
+    from_: str | None = key("run folder with whose newest state the first stage begins", None)
     seed: int = key("same seed, same bits", 0, lo=0)
     device: Literal["auto", "cpu", "cuda"] = key("where to compute; auto: a GPU if there is one", "auto")
     threads: int = key("CPU threads of each rank", 1, lo=1)
+    faults: Literal["stop", "continue"] = key(
+        "when a rank dies: save and stop, or go on with the others (under mpirun --with-ft ulfm)", "stop")
+    patience_s: float = key("a rank that does not answer for so long, and 20 times the slowest evaluation, is taken for hung "
+                            "(s); ten times as long at first", 60.0, lo=0)
     window: Window = key("the sliding window", Window)
     checkpoint: Checkpoint = key("window.h5", Checkpoint)
     preview: Preview = key("previews/", Preview)
@@ -151,7 +162,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> dict:
     except UnicodeDecodeError:
         raise UserError(f"{name}: not a text file") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{name}: needs keys and values ({', '.join(f.name for f in fields(Run))})")
+        raise UserError(f"{name}: needs keys and values ({', '.join(spelt(f) for f in fields(Run))})")
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
@@ -228,7 +239,7 @@ def _manual(record: type, prefix: str) -> Iterator[str]:
             yield from _manual(inner[0], f"{prefix}{f.name}.0.")
         else:
             default = f.default if f.default_factory is MISSING else {}
-            yield from _entry(prefix + f.name, kind, default, f.metadata["doc"])
+            yield from _entry(prefix + spelt(f), kind, default, f.metadata["doc"])
 
 
 def _entry(name: str, kind: Any, default: Any, doc: str) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .components import Node, build, plain, suggestion
+from .components import Node, build, parameters, plain, resolve, suggestion
 from .config import Run
 from .core.errors import UserError
 from .core.steps import Streams
@@ -16,6 +16,7 @@ from .picard import threshold
 from .picard.propeller import Predictor, Threshold, Window, copies
 from .picard.rollout import Rollout
 from .priors.base import Prior
+from .priors.lora import Lora
 from .priors.prompts import Prompts
 from .scene import Scene
 from .unit import ComputationUnit, Term
@@ -28,13 +29,14 @@ class Stage:
         self.run, self.config, self.device = run, run.stages[index], device
         self.name, self.T = self.config.name, self.config.steps
         self.init = Streams(run.seed, 0).of(f"{self.name}/init")
+        self._priors: dict[str, Prior] = {}
+        self.lora = self._lora()
         self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
-                           build(self.config.background, self.init), build(self.config.render), device)
+                           build(self.config.background, self.init), build(self.config.render), device, self.lora)
         self.views = [build(term.views) for term in self.config.terms]
         for i, term in enumerate(self.config.terms):
             for unknown in set(term.penalties) - set(PENALTIES):
                 raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
-        self._priors: dict[str, Prior] = {}
 
     def embeddings(self) -> list[Tensor]:
         """The encoded texts of every term: done on one rank, whose text encoder is freed at once."""
@@ -46,7 +48,8 @@ class Stage:
         terms = []
         for term, views, encoded in zip(self.config.terms, self.views, embeddings):
             prompts = Prompts(encoded, build(term.guidance.part("prompts")))
-            guidance = build(term.guidance, self._prior(term.guidance), prompts)
+            given = (self._prior(term.guidance), prompts)
+            guidance = build(term.guidance, *given, *([self.lora] if _learns(term.guidance) else []))
             terms.append(Term(term.name, views, guidance, term.weight, term.penalties))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name)
 
@@ -57,6 +60,20 @@ class Stage:
         def refresh(theta: Theta, tau: int) -> Theta:
             return self.scene.refresh(theta, tau, Streams(self.run.seed, tau).of(f"{self.name}/riding"))
         return Rollout(optimiser, refresh)
+
+    def begin(self, previous: "Stage", theta: Theta) -> Theta:
+        """theta_0 after the stage `previous` has ended with `theta`: its shape, and what else is laid out alike.
+
+        Raises UserError where this stage's shape cannot begin with the other's.
+        """
+        self.scene.shape.begin_with(previous.scene.load(theta, previous.T).shape)
+        fresh = self.scene.theta()
+        old = {entry.name: entry for entry in theta.layout.entries}
+        for entry in fresh.layout.entries:
+            if entry.name.startswith(("material.", "background.")) and entry.name in old:
+                if old[entry.name].shape == entry.shape:
+                    fresh.flat[entry.span] = theta.flat[old[entry.name].span]
+        return fresh
 
     def open_window(self, rollout: Rollout, theta: Theta) -> Window:
         """The window of a stage that begins at theta."""
@@ -78,9 +95,20 @@ class Stage:
     def predictor(self, rollout: Rollout) -> Predictor:
         return rollout.optimiser.predict if self.config.window.predict == "momentum" else copies
 
+    def _lora(self) -> Lora | None:
+        """What the stage's guidance trains beside the scene."""
+        learning = [term.guidance for term in self.config.terms if _learns(term.guidance)]
+        if len(learning) > 1:
+            raise UserError(f"{learning[1].path}.lora: one term of a stage can learn, and {learning[0].path} does")
+        return build(learning[0].part("lora"), self._prior(learning[0]), self.init) if learning else None
+
     def _prior(self, guidance: Node) -> Prior:
         """The prior of a guidance; one object for all that say the same."""
         node = guidance.part("prior")
         if (key := repr(plain(node))) not in self._priors:
             self._priors[key] = build(node, self.device)
         return self._priors[key]
+
+
+def _learns(guidance: Node) -> bool:
+    return "lora" in parameters(resolve(guidance.use))[0]

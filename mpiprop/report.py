@@ -21,7 +21,7 @@ from mpiprop.export.files import atomic
 
 PARTS = {"evaluate_s": "evaluate", "rollout_s": "roll out", "transport_s": "transport", "checkpoint_s": "checkpoint"}
 NEEDED = {"stage", "tau", "k", "stride", "e", "errors", "seconds"}  # of a record
-KNOWN = {*NEEDED, *PARTS, "evaluations", "step"}  # the rest are losses
+KNOWN = {*NEEDED, *PARTS, "evaluations", "step", "ranks"}  # the rest are losses
 VIEWS = 12  # pictures of a run at most
 
 

@@ -1,6 +1,7 @@
 """The pictures and files of a run, from one theta: previews while it runs, turntable, views, mesh and report at its end."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,14 +27,16 @@ def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = 
     return torch.stack(pictures)
 
 
-def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> None:
-    """previews/STAGE-TAU.png: a few views side by side."""
+def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> Tensor:
+    """previews/STAGE-TAU.png: a few views side by side, [H, views * W, 3]."""
     from .export.pictures import png
 
     size = run.preview.size
     pictures = frames(stage, theta, stage.views[0].turntable(run.preview.views, (size, size)))
+    strip = torch.cat(list(pictures), 1)
     (folder / "previews").mkdir(exist_ok=True)
-    png(torch.cat(list(pictures), 1), folder / "previews" / f"{stage.name}-{tau:06d}.png")
+    png(strip, folder / "previews" / f"{stage.name}-{tau:06d}.png")
+    return strip
 
 
 def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:
@@ -53,7 +56,7 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
         film(turn, folder / "turntable.mp4", run.turntable.fps)
     stay()
     try:
-        mesh = extract(stage.scene.load(theta, stage.T), run.mesh.resolution, run.mesh.threshold, log.say)
+        mesh = extract(stage.scene.load(theta, stage.T), say=log.say, **asdict(run.mesh))
     except RunError as error:  # the run is done all the same
         log.say(f"{error}; no mesh.glb", error=True)
     else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .core.steps import Streams
 from .core.theta import Layout, Theta
+from .priors.lora import Lora
 from .render.volume import Volume
 from .shapes.base import Field
 from .views.cameras import Image, Views
@@ -19,20 +20,22 @@ from .views.cameras import Image, Views
 class Scene:
     """A shape of some material before a background, seen by a renderer.
 
-    Learning-rate groups are "geometry" (the shape), "material" and "background", as far as they have parameters.
+    Learning-rate groups are the parts of "geometry" (the shape: "geometry.encoding", ...), "material" and "background", and
+    "lora" (what a guidance learns), as far as they have parameters.
     """
 
     def __init__(self, shape: Field, material: nn.Module, background: nn.Module, renderer: Volume,
-                 device: torch.device | str = "cpu") -> None:
+                 device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
         self.device = torch.device(device)
         self.shape, self.material, self.background = shape, material, background
-        self.renderer = renderer
-        modules = {"geometry": shape, "material": material, "background": background}
-        trained = [(f"{group}.{name}", parameter, group) for group, module in modules.items()
-                   for name, parameter in module.to(self.device).named_parameters()]
+        self.renderer, self.lora = renderer, lora
+        modules = {"geometry": shape, "material": material, "background": background, **({"lora": lora} if lora else {})}
+        trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
+                   for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
         riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
         self.layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in trained],
-                                [(name, tuple(b.shape)) for name, b in riding])
+                                [(name, tuple(b.shape)) for name, b in riding],
+                                {"lora": len(lora.lanes)} if lora else {})
         tensors = {name: tensor for name, tensor, *_ in (*trained, *riding)}
         self._seats = [(tensors[entry.name], entry.span, entry.shape) for entry in self.layout.entries]
         self.flat = torch.cat([tensor.detach().reshape(-1) for tensor, _, _ in self._seats])
@@ -59,11 +62,16 @@ class Scene:
         return self
 
     def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
-        """Theta with its riding state renewed for step tau; theta itself where nothing is due."""
-        if not self.shape.due(tau):
+        """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""
+        merge = self.lora is not None and self.lora.due(tau)
+        if not merge and not self.shape.due(tau):
             return theta
         fresh = Theta(theta.flat.clone(), theta.layout)
-        self.load(fresh, tau).shape.refresh(tau, self.renderer.step(self.shape), rng)
+        if merge:
+            lanes = fresh.flat[theta.layout.groups["lora"]].view(len(self.lora.lanes), -1)
+            lanes.copy_(lanes.mean(0))
+        if self.shape.due(tau):
+            self.load(fresh, tau).shape.refresh(tau, self.renderer.step(self.shape), rng)
         return fresh
 
     def render(self, views: Views, tau: int, rng: Streams | None = None, normals: bool = True) -> Image:
@@ -75,9 +83,19 @@ class Scene:
                              views, rng, normals)
 
     @torch.no_grad()
-    def mesh_density(self, x: Tensor) -> Tensor:
-        """Density [N] at points [N, 3]."""
-        return self.shape.density(x)
+    def surface(self) -> tuple[Tensor, Tensor] | None:
+        """Vertices [V, 3] and faces [F, 3] of a shape that is a surface; None of a field."""
+        return self.shape.surface()
+
+    @property
+    def level(self) -> float | None:
+        """Of `solid` at a field's surface; None where it is a matter of choice."""
+        return self.shape.level
+
+    @torch.no_grad()
+    def solid(self, x: Tensor) -> Tensor:
+        """What [N] of a field exceeds a level inside its surface, at points [N, 3]."""
+        return self.shape.solid(x)
 
     @torch.no_grad()
     def albedo(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Term:
 
     name: str
     views: Callable[[int, Streams], Views]
-    guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, Mapping[str, float]]]
+    guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, dict[str, float]]]
     weight: Schedule = 1.0
     penalties: Mapping[str, Schedule] = field(default_factory=dict)
 
@@ -38,7 +38,8 @@ class ComputationUnit:
     def __init__(self, scene: Scene, terms: list[Term], seed: int, stage: str) -> None:
         self.scene, self.terms, self.seed, self.stage = scene, terms, seed, stage
 
-    def __call__(self, theta: Theta, tau: int) -> Drift:
+    def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Drift:
+        """The drift, or of several parts of the batch that part's share: gradients and losses of all parts add up."""
         start = perf_counter()
         self.scene.load(theta, tau)
         self.scene.grad.zero_()
@@ -46,15 +47,19 @@ class ComputationUnit:
         for term in self.terms:
             rng = Streams(self.seed, tau).of(self.stage).of(term.name)
             views = term.views(tau, rng)
+            batch = len(views)
+            if not (some := range(batch * part // parts, batch * (part + 1) // parts)):
+                continue  # more parts than views
+            views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
             weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
             image = self.scene.render(views, tau, rng, normals=not READ_NORMALS.isdisjoint(weights))
             loss, told = term.guidance(image, views, tau, rng)
-            scalars |= told
             for name, weight in weights.items():
                 penalty = PENALTIES[name](image, views)
-                scalars[name] = penalty.item()
+                told[name] = penalty.item()
                 loss = loss + weight * penalty
-            (steps.at(term.weight, tau) * loss).backward()
+            (share * steps.at(term.weight, tau) * loss).backward()
+            scalars |= {name: share * value for name, value in told.items()}
         self._refuse_non_finite(tau, scalars)
         return Drift(self.scene.grad, scalars, perf_counter() - start)
 

@@ -82,8 +82,12 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `mpi` need a launcher, tests marked `gpu` a GPU."""
+    """Tests marked `mpi` need a launcher, `gpu` a GPU; of `hosts` and `slurm` their sandbox knows what they need."""
     lacking = {"mpi": not shutil.which("mpirun") and "no mpirun", "gpu": not torch.cuda.is_available() and "no GPU"}
+    for name in ("hosts", "slurm"):
+        if any(item.get_closest_marker(name) for item in items):
+            can = subprocess.run([ROOT / f"tests/sandbox/{name}.sh", "can"], capture_output=True, text=True)
+            lacking[name] = can.returncode != 0 and can.stdout.strip()
     for item in items:
         for marker, reason in lacking.items():
             if reason and item.get_closest_marker(marker):

@@ -176,7 +176,7 @@ def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], me
 @pytest.mark.parametrize(("text", "message"), [
     ("seed: 1\nseed: 2\n", "not YAML (line 2): key 'seed' given twice"),
     ("seed: [1\n", "not YAML (line 2)"),
-    ("- 1\n", "needs keys and values (prompt, image, seed, "),
+    ("- 1\n", "needs keys and values (prompt, image, from, seed, "),
     ("", "needs keys and values"),
     ("prompt: x\n", "stages: missing; needs ["),
     ("seed: !!python/object:os.system x\n", "not YAML (line 1): could not determine a constructor"),

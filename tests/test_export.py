@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.export import files, pictures
-from mpiprop.export.mesh import Mesh, coloured, extract, iso_surface
+from mpiprop.export.mesh import Mesh, coloured, decimated, extract, finish, iso_surface, without_crumbs
 
 AXES = torch.tensor([0.6, 0.4, 0.25])  # of the ellipsoid
 ROOT = Path(__file__).parent.parent
@@ -27,18 +27,36 @@ def quiet(line: str) -> None:
 class Ellipsoid:
     """A soft ellipsoid whose colours are its coordinates: density 10 on its surface."""
 
-    device, bound = torch.device("cpu"), 1.0
+    device, bound, level = torch.device("cpu"), 1.0, None
 
-    def mesh_density(self, x: Tensor) -> Tensor:
+    def surface(self) -> None:
+        """It is a field."""
+
+    def solid(self, x: Tensor) -> Tensor:
         return 20 * torch.sigmoid(40 * (1 - (x / AXES).norm(dim=-1)))
 
     def albedo(self, x: Tensor) -> Tensor:
         return x / 2 + 0.5
 
 
+def paint(x: Tensor) -> Tensor:
+    """Colours that change across a few cells."""
+    return 0.5 + 0.4 * torch.sin(x.roll(1, -1) * 12 + x * 3)
+
+
+def rough(x: Tensor) -> Tensor:
+    return torch.tensor([0.6, 0.2]).expand(len(x), 2)
+
+
 @pytest.fixture(scope="module")
 def mesh() -> Mesh:
     return extract(Ellipsoid(), resolution=48, threshold=10.0, say=quiet)
+
+
+@pytest.fixture(scope="module")
+def textured(mesh: Mesh) -> Mesh:
+    """2 000 faces and 256 x 256 texels."""
+    return finish(mesh, paint, faces=2000, texture=256, say=quiet)
 
 
 def volume(mesh: Mesh) -> float:
@@ -117,17 +135,19 @@ def test_glb_is_read_back_y_up_with_linear_colours(mesh: Mesh, tmp_path: Path) -
     np.testing.assert_allclose(colours[:, :3] / colours.max(), expected, atol=0.01)
 
 
-def test_glb_has_no_validator_complaint(mesh: Mesh, tmp_path: Path) -> None:
+def test_glb_has_no_validator_complaint(mesh: Mesh, textured: Mesh, tmp_path: Path) -> None:
     """The Khronos validator: `npm i gltf-validator` in the checkout, or its folder in NODE_PATH."""
     node = shutil.which("node")
     if not node or subprocess.run([node, "-e", "require('gltf-validator')"], capture_output=True).returncode:
         pytest.skip("no node with the package gltf-validator")
     files.write(mesh, tmp_path / "mesh.glb")
     files.write(Mesh(mesh.vertices, mesh.faces), tmp_path / "plain.glb")
+    files.write(textured, tmp_path / "textured.glb")
+    files.write(finish(mesh, paint, 500, 64, 1.8, quiet, rough), tmp_path / "rough.glb")
     script = """require('gltf-validator').validateBytes(new Uint8Array(require('fs').readFileSync(process.argv[1])))
                 .then(report => console.log(JSON.stringify(report.issues)))"""
-    for name in ("mesh.glb", "plain.glb"):
-        issues = json.loads(subprocess.check_output([node, "-e", script, str(tmp_path / name)]))
+    for path in tmp_path.glob("*.glb"):
+        issues = json.loads(subprocess.check_output([node, "-e", script, str(path)]))
         assert (issues["numErrors"], issues["numWarnings"], issues["messages"]) == (0, 0, [])
 
 
@@ -219,3 +239,143 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_colours_are_clipped(mesh: Mesh) -> None:
     colours = coloured(mesh, lambda x: 9 * x).colours
     assert colours.min() == 0 and colours.max() == 1
+
+
+def sampled(picture: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Bilinear lookups [N, C] at uv [N, 2] (v downwards), clamped to the edge."""
+    H, W = picture.shape[:2]
+    place = uv * [W, H] - 0.5
+    first, share = np.floor(place).astype(int), place % 1
+    total = np.zeros((len(uv), picture.shape[2]))
+    for right, down in np.ndindex(2, 2):
+        weight = np.where([right, down], share, 1 - share).prod(1, keepdims=True)
+        total += weight * picture[(first[:, 1] + down).clip(0, H - 1), (first[:, 0] + right).clip(0, W - 1)]
+    return total
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((a - b) ** 2)))
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj"])
+def test_texture_is_read_back_as_the_field(textured: Mesh, tmp_path: Path, suffix: str) -> None:
+    """Another program's geometry, UV and picture give the colours that were baked, all over the surface."""
+    trimesh = pytest.importorskip("trimesh")
+    files.write(textured, tmp_path / f"mesh.{suffix}")
+    (read,) = trimesh.load_scene(tmp_path / f"mesh.{suffix}", process=False).geometry.values()
+    assert read.volume == pytest.approx(volume(textured), rel=1e-5) and len(read.faces) == len(textured.faces)
+    same = np.linalg.norm(read.vertices[:, None] - textured.vertices[:, [1, 2, 0]], axis=-1).argmin(1)
+    np.testing.assert_allclose(read.vertex_normals, textured.normals[:, [1, 2, 0]][same], atol=1e-5)
+    material = read.visual.material
+    picture = np.array(material.baseColorTexture if suffix == "glb" else material.image)[..., :3] / 255
+    rng = np.random.default_rng(0)
+    face = rng.choice(len(read.faces), 20_000, p=read.area_faces / read.area)
+    weight = rng.dirichlet([1, 1, 1], len(face))[..., None]
+    x = (weight * read.vertices[read.faces[face]]).sum(1)[:, [2, 0, 1]]  # the world's
+    uv = (weight * read.visual.uv[read.faces[face]]).sum(1) * [1, -1] + [0, 1]  # trimesh has v upwards
+    error = sampled(picture, uv) - paint(torch.from_numpy(x)).numpy()
+    assert psnr(error, np.zeros(1)) > 40 and np.abs(error).max() < 0.15
+
+
+def test_picture_of_the_file_is_the_picture_of_the_source(textured: Mesh, tmp_path: Path) -> None:
+    """Seen from the front, one ray a pixel: what the file shows is what the dense surface and its field show."""
+    trimesh = pytest.importorskip("trimesh")
+    files.write(textured, tmp_path / "mesh.glb")
+    read = trimesh.load(tmp_path / "mesh.glb", process=False, force="mesh")
+    y, z = np.meshgrid(*(np.linspace(-0.7, 0.7, 64),) * 2)
+    front, uv = np.full(y.shape, -np.inf), np.zeros((*y.shape, 2))
+    for corners, at in zip(read.vertices[read.faces], read.visual.uv[read.faces] * [1, -1] + [0, 1]):
+        a, b, c = corners[:, :2]
+        area = (b - a)[0] * (c - a)[1] - (b - a)[1] * (c - a)[0]
+        if area <= 0:
+            continue
+        w1 = ((y - a[0]) * (c - a)[1] - (z - a[1]) * (c - a)[0]) / area
+        w2 = ((b - a)[0] * (z - a[1]) - (b - a)[1] * (y - a[0])) / area
+        weight = np.stack([1 - w1 - w2, w1, w2], -1)
+        depth = weight @ corners[:, 2]
+        hit = (weight.min(-1) >= 0) & (depth > front)
+        front[hit], uv[hit] = depth[hit], (weight @ at)[hit]
+    shown = np.where(front[..., None] > -np.inf, sampled(np.array(read.visual.material.baseColorTexture)[..., :3] / 255,
+                                                         uv.reshape(-1, 2)).reshape(64, 64, 3), 1)
+    inside = 1 - (y / AXES[1].item()) ** 2 - (z / AXES[2].item()) ** 2
+    x = AXES[0].item() * np.sqrt(inside.clip(0))
+    true = np.where(inside[..., None] > 0, paint(torch.from_numpy(np.stack([x, y, z], -1))).numpy(), 1)
+    assert psnr(shown, true) > 30
+
+
+def test_charts_do_not_overlap(textured: Mesh) -> None:
+    """Of the triangles drawn finely, each a little shrunk, no two cover one pixel, and they fill much of the picture."""
+    from skimage.draw import polygon
+
+    atlas, count = textured.texture.atlas, np.zeros((2048, 2048), int)
+    np.testing.assert_array_equal(atlas.source[atlas.faces], textured.faces)
+    corners = atlas.uv[atlas.faces].astype(float)
+    assert corners.min() >= 0 and corners.max() <= 1
+    for u, v in np.moveaxis(0.98 * corners + 0.02 * corners.mean(1, keepdims=True), 2, 1) * 2048 - 0.5:
+        count[polygon(v, u, count.shape)] += 1
+    assert count.max() == 1 and count.mean() > 0.3
+
+
+def test_seams_do_not_show(textured: Mesh) -> None:
+    """A vertex has one colour in all charts that it is on, though every chart's surroundings are another's."""
+    texture = textured.texture
+    colours = sampled(texture.albedo, texture.atlas.uv.astype(float))
+    true = paint(torch.from_numpy(textured.vertices)).numpy()[texture.atlas.source]
+    on_seams = np.bincount(texture.atlas.source)[texture.atlas.source] > 1
+    assert on_seams.sum() > 100 and np.abs(colours - true)[on_seams].max() < 0.15
+
+
+def test_blub_keeps_shape_and_colours(shared: Path) -> None:
+    """Half the faces of a real mesh: a Chamfer distance of a thousandth of its size, and its texture."""
+    trimesh, (tree,) = pytest.importorskip("trimesh"), [pytest.importorskip("scipy.spatial").cKDTree]
+    blub = trimesh.load(shared / "meshes/blub.obj", process=False, force="mesh")
+    blub.merge_vertices(merge_tex=True, merge_norm=True)
+    mesh = finish(Mesh(blub.vertices.astype(np.float32), blub.faces.astype(np.int32)), paint, 6000, 512, 0.0, quiet)
+    few = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    assert len(few.faces) == 6000 and few.is_watertight == blub.is_watertight
+    a, b = (tree(surface.sample(60_000, seed=0)) for surface in (blub, few))
+    sampling = tree(blub.sample(60_000, seed=1)).query(a.data)[0].mean()  # of two samples of the same surface
+    assert (a.query(b.data)[0].mean() + b.query(a.data)[0].mean()) / 2 < sampling + 1e-3 * blub.scale
+    atlas = mesh.texture.atlas
+    x, uv = mesh.vertices[mesh.faces].mean(1), atlas.uv[atlas.faces].astype(float).mean(1)
+    assert psnr(sampled(mesh.texture.albedo, uv), paint(torch.from_numpy(x)).numpy()) > 30
+
+
+def test_decimated_surface_is_still_the_ellipsoid(mesh: Mesh) -> None:
+    few = decimated(mesh, 1000)
+    assert len(few.faces) == 1000 and few.open_edges == 0
+    assert volume(few) == pytest.approx(volume(mesh), rel=0.01)
+    assert np.abs(np.linalg.norm(few.vertices[few.faces].mean(1) / AXES.numpy(), axis=1) - 1).max() < 0.03
+    assert decimated(mesh, 0) is mesh and decimated(mesh, len(mesh.faces)) is mesh
+
+
+def test_a_watertight_mesh_is_called_so(mesh: Mesh) -> None:
+    said: list[str] = []
+    finish(mesh, paint, say=said.append)
+    finish(Mesh(mesh.vertices, mesh.faces[1:]), paint, texture=64, height_m=1.8, say=said.append)
+    n = len(mesh.faces)
+    assert said == [f"mesh: {n:,} faces, watertight", f"mesh: {n - 1:,} faces, 3 open edges, texture 64 x 64, 1.8 m tall"]
+
+
+def test_only_the_largest_part_is_kept_on_demand() -> None:
+    tetrahedron = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
+    both = Mesh(np.eye(9, 3, dtype=np.float32), np.concatenate([tetrahedron + 4, tetrahedron[:3]]))
+    assert [len(without_crumbs(both, parts).faces) for parts in (0.5, 1)] == [7, 4]
+
+
+def test_real_size_stands_on_the_ground(textured: Mesh, tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    tall = finish(textured, paint, height_m=1.8, say=quiet)
+    for suffix in ("glb", "obj"):
+        files.write(tall, tmp_path / f"mesh.{suffix}")
+        low, high = trimesh.load(tmp_path / f"mesh.{suffix}", force="mesh").bounds
+        np.testing.assert_allclose([low[1], high[1], low[0] + high[0], low[2] + high[2]], [0, 1.8, 0, 0], atol=1e-5)
+        assert (high - low)[2] / 1.8 == pytest.approx(0.6 / 0.25, rel=0.02)
+
+
+def test_roughness_and_metallic_are_read_back(mesh: Mesh, tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    files.write(finish(mesh, paint, 500, 64, 0.0, quiet, rough), tmp_path / "mesh.glb")
+    material = trimesh.load(tmp_path / "mesh.glb", force="mesh").visual.material
+    picture = np.array(material.metallicRoughnessTexture)
+    assert (picture[..., 1:] == [153, 51]).all() and material.metallicFactor == material.roughnessFactor == 1

@@ -11,19 +11,25 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("stop",), ("components",), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
-          ("render", "guidance"), ("scene",), ("unit",), ("checkpoint", "export", "evaluate", "run_folder", "charts"),
-          ("recipe", "report"), ("results",), ("app", "after"), ("__main__",)]
+          ("render", "guidance"), ("scene",), ("unit",), ("checkpoint", "export", "evaluate", "run_folder", "charts", "plan"),
+          ("recipe", "report", "keeper"), ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),
     "h5py": ("checkpoint.py",),
     "yaml": ("config.py",),
     "diffusers": ("priors/",),
+    "peft": ("priors/",),
     "transformers": ("priors/", "evaluate.py"),
     "huggingface_hub": ("priors/", "evaluate.py"),
     "nerfacc": ("render/",),
+    "nvdiffrast": ("render/",),
     "tinycudann": ("shapes/",),
     "skimage": ("export/",),
+    "trimesh": ("shapes/",),
+    "peft": ("priors/",),
+    "xatlas": ("export/",),
+    "fast_simplification": ("export/",),
     "scipy": ("export/", "evaluate.py"),
     "PIL": ("export/", "evaluate.py"),
 }

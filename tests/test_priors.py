@@ -113,8 +113,8 @@ def test_deep_floyd_takes_the_first_three_of_six_channels(folders):
     assert out.shape[1] == 6
     torch.testing.assert_close(prior.eps(x_t, t, text), out[:, :3])
     rgb = noise(2, 3, 16, 16).sigmoid()
-    torch.testing.assert_close(prior.encode(rgb, SEEDED("posterior")), 2 * rgb - 1)
-    torch.testing.assert_close(prior.decode(prior.encode(rgb, SEEDED("posterior"))), rgb)
+    torch.testing.assert_close(prior.encode(rgb, SEEDED), 2 * rgb - 1)
+    torch.testing.assert_close(prior.decode(prior.encode(rgb, SEEDED)), rgb)
 
 
 def test_latents_are_posterior_samples_with_keyed_noise(folders):
@@ -126,13 +126,13 @@ def test_latents_are_posterior_samples_with_keyed_noise(folders):
     vae = AutoencoderKL.from_pretrained(folders["sd"], subfolder="vae")
     with torch.no_grad():
         q = vae.encode(F.interpolate(rgb, (16, 16), mode="bilinear") * 2 - 1).latent_dist
-        draws = prior.encode(rgb.expand(4000, -1, -1, -1), SEEDED("posterior"))
+        draws = prior.encode(rgb.expand(4000, -1, -1, -1), SEEDED)
     assert draws.shape == (4000, 4, 8, 8)
     scale = vae.config.scaling_factor
     error = (draws.mean(0) / scale - q.mean[0]) / (q.std[0] / math.sqrt(4000))
     assert error.abs().max() < 5 and (draws.std(0) / scale / q.std[0] - 1).abs().max() < 0.08  # 256 numbers, five sigma
-    again, other = (prior.encode(rgb, SEEDED(name)) for name in ("posterior", "other"))
-    assert torch.equal(prior.encode(rgb, SEEDED("posterior")), again) and not torch.equal(again, other)
+    again, other = (prior.encode(rgb, rng) for rng in (SEEDED, SEEDED.of("other")))
+    assert torch.equal(prior.encode(rgb, SEEDED), again) and not torch.equal(again, other)
 
 
 @pytest.mark.parametrize("kind, cls", [("sd", StableDiffusion), ("sd-tiny-vae", StableDiffusion), ("if", DeepFloyd)])
@@ -142,12 +142,12 @@ def test_the_encoders_gradient_is_its_finite_difference(kind, cls, folders):
         prior.vae.double()
         prior.dtype = torch.float64
     rgb, to = noise(2, 3, 24, 24).sigmoid().double().requires_grad_(), noise(2, 3, 24, 24).double()
-    out = prior.encode(rgb, SEEDED("posterior"))
+    out = prior.encode(rgb, SEEDED)
     weigh = noise(*out.shape)
     (out * weigh).sum().backward()
     with torch.no_grad():
         h = 1e-6
-        up, down = ((prior.encode(rgb + step * to, SEEDED("posterior")) * weigh).sum() for step in (h, -h))
+        up, down = ((prior.encode(rgb + step * to, SEEDED) * weigh).sum() for step in (h, -h))
     assert (rgb.grad * to).sum().item() == pytest.approx(((up - down) / (2 * h)).item(), rel=1e-4)
     assert rgb.grad.abs().max() > 0
 
@@ -187,7 +187,7 @@ def test_the_built_in_prior_denoises_a_picture_best_by_its_own_caption():
     shots = replace(shots, azimuth=0.2 * (shots.azimuth / math.pi), elevation=0.2 * torch.ones(16))
     rgb, _ = corpus.render("car", "red", shots, torch.ones(16, 3))
     prior = StableDiffusion("cpu")
-    x0 = prior.encode(rgb.movedim(-1, 1), SEEDED("posterior"))
+    x0 = prior.encode(rgb.movedim(-1, 1), SEEDED)
     assert 0.5 < x0.std() < 2 and (prior.decode(x0) - rgb.movedim(-1, 1)).abs().mean() < 0.05
     bar, eps, t = prior.alpha_bar[600].float(), noise(*x0.shape), torch.full((16,), 600)
     x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * eps

@@ -108,3 +108,60 @@ def test_the_rollout_renews_what_rides_along_for_the_step_that_begins():
     x = rollout.start(start())
     x = rollout(Drift(torch.zeros(D)), x)
     assert told == [0, 1] and x.tau == 1
+
+
+LANES = Layout.of([("w", (100,), "a"), *((f"lora.{lane}", (50,), "lora") for lane in range(3))], [("rides", (7,))], {"lora": 3})
+
+
+def test_a_step_advances_its_own_lane_alone_by_a_hand_written_adam():
+    """Lane tau mod 3, with the moments and the step count that it has for itself; the other group at every step."""
+    b1, b2, eps, eta = 0.8, 0.95, 1e-6, 0.02
+    optimiser = Adam(LANES, lr=eta, betas=(b1, b2), eps=eps)
+    theta = normal(Streams(0, 0)("theta"), 257)
+    x = optimiser.start(Theta(theta, LANES))
+    truth, m, v, counts = theta[:250].double(), torch.zeros(250).double(), torch.zeros(250).double(), [0, 0, 0, 0]
+    for tau in range(20):
+        g = torch.sin(3 * x.theta.trained) + normal(Streams(1, tau)("g"), 250)
+        kept, before = x.copy(), x.theta
+        x = optimiser(Drift(g), x)
+        for part, span in ((0, slice(0, 100)), (1 + tau % 3, slice(100 + tau % 3 * 50, 150 + tau % 3 * 50))):
+            counts[part] += 1
+            m[span] = b1 * m[span] + (1 - b1) * g[span].double()
+            v[span] = b2 * v[span] + (1 - b2) * g[span].double() ** 2
+            move = m[span] / (1 - b1 ** counts[part]) / ((v[span] / (1 - b2 ** counts[part])).sqrt() + eps)
+            truth[span] -= eta * move
+        for lane in {0, 1, 2} - {tau % 3}:
+            still = slice(100 + 50 * lane, 150 + 50 * lane)
+            assert torch.equal(x.theta.flat[still], before.flat[still])
+            assert all(torch.equal(x.slots[name][still], kept.slots[name][still]) for name in ("m", "v"))
+    assert torch.allclose(x.theta.trained.double(), truth, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimiser", [Adam(LANES, lr=0.01), AdamW(LANES, lr=0.01, weight_decay=0.0), Adan(LANES, lr=0.01),
+                                       SGD(LANES, lr=0.01, momentum=0.9)], ids=lambda o: type(o).__name__)
+def test_predictions_move_each_lane_in_its_turn(optimiser):
+    """With a constant gradient every guess is where the optimiser goes; the lane whose turn it is moves, no other."""
+    g = normal(Streams(5, 0)("g"), 250)
+    x = optimiser.start(Theta(normal(Streams(0, 0)("theta"), 257), LANES))
+    assert torch.equal(next(optimiser.predict(x, 1)).flat, x.theta.flat)  # nothing is known yet
+    for _ in range(2400):
+        x = optimiser(Drift(g), x)
+    before = x.theta
+    for guess in list(optimiser.predict(x, 4)):
+        lane = x.tau % 3
+        x = optimiser(Drift(g), x)
+        assert torch.allclose(guess.flat, x.theta.flat, atol=4e-3)
+        moved = (guess.flat != before.flat)[100:250].view(3, 50).any(1)
+        assert moved.tolist() == [i == lane for i in range(3)]
+        before = guess
+
+
+def test_turns_go_round_and_layouts_survive_their_text():
+    for tau in range(9):
+        turns = LANES.turns("lora", tau)
+        lane = [(span.start - 100) // 50 for span, _ in turns]
+        assert lane[0] == tau % 3 and sorted(lane) == [0, 1, 2] and all(span.stop - span.start == 50 for span, _ in turns)
+        assert [count for _, count in turns] == [sum(step % 3 == i for step in range(tau)) for i in lane]
+        assert LANES.turns("a", tau) == [(slice(0, 100), tau)]
+    assert Layout.from_json(LANES.to_json()) == LANES and Layout.from_json(LAYOUT.to_json()) == LAYOUT
+    assert "lanes" not in LAYOUT.to_json()  # the text of a layout without lanes is what it always was

@@ -30,7 +30,8 @@ def test_dreamfusion_at_full_scale_has_the_published_dimension():
                   Volume())
     assert scene.layout.D == 12_604_720 and scene.layout.L == 12_604_720 + 32 ** 3
     assert {name: span.stop - span.start for name, span in scene.layout.groups.items()} == {
-        "geometry": 12_604_272, "background": 448}
+        "geometry.encoding": 12_599_920, "geometry.density_network": 2112, "geometry.feature_network": 2240,
+        "background.network": 448}
     assert scene.renderer.step(scene.shape) == pytest.approx(0.01353125, rel=1e-4)
 
 
@@ -110,7 +111,7 @@ def test_evaluation_renders_have_no_randomness_and_export_queries_answer():
         one, two = scene.render(frame, 100), scene.render(frame, 100)
     assert torch.equal(one.rgb, two.rgb) and one.normal.shape == (2, 8, 8, 3)
     x = torch.tensor([[0.0, 0, 0], [0.9, 0.9, 0.9]])
-    density, albedo = scene.mesh_density(x), scene.albedo(x)
+    density, albedo = scene.solid(x), scene.albedo(x)
     assert density[0] > 5 > 0.1 > density[1] and albedo.shape == (2, 3) and 0 <= albedo.min() <= albedo.max() <= 1
     assert scene.bound == 1.0 and not density.requires_grad
 

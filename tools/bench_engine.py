@@ -3,7 +3,8 @@
 
     tools/bench_engine.py --ranks 8 --size 12604720 --seconds 0.5
 
-starts itself under mpirun and prints, per slide and in total, the seconds in which an evaluation ran, in the rollout and
+starts itself under mpirun (with --shards S, groups of S ranks take a step's batch apart) and prints,
+per slide and in total, the seconds in which an evaluation ran, in the rollout and
 in transport, the speed-up over the sequential run (T x seconds + the measured optimiser steps), and what the same bytes
 cost at the speed of a memory copy in this process.
 """
@@ -26,7 +27,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=12_604_720, help="D, trained numbers")
     parser.add_argument("--seconds", type=float, default=0.5, help="of one emulated evaluation")
     parser.add_argument("--steps", type=int, default=100, help="T")
-    parser.add_argument("--window", type=int, default=None, help="p; default: the number of workers")
+    parser.add_argument("--window", type=int, default=None, help="p; default: the number of groups")
+    parser.add_argument("--shards", type=int, default=1, help="ranks that share a step's batch")
     parser.add_argument("--threshold", default="auto", help="auto, or a number (kept fixed)")
     return parser.parse_args()
 
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from mpiprop.picard.propeller import Window, propel
     from mpiprop.picard.rollout import Adam, Rollout
     from mpiprop.transport.base import Serial
+    from mpiprop.transport.world import World
 
     torch.set_num_threads(1)
     recycle_large_blocks()
@@ -64,26 +67,25 @@ def run(args: argparse.Namespace) -> None:
             self.noise = torch.randn(D + 1009, generator=torch.Generator().manual_seed(0))
             self.grad = torch.empty(D)
 
-        def __call__(self, theta: Theta, tau: int) -> Drift:
+        def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Drift:
             start = perf_counter()
             shift = tau * 7919 % 1009
-            torch.add(self.noise[shift:shift + D], theta.trained, alpha=0.1, out=self.grad)
-            sleep(max(0.0, args.seconds - (perf_counter() - start)))
+            torch.add(self.noise[shift:shift + D], theta.trained, alpha=0.1, out=self.grad).div_(parts)
+            sleep(max(0.0, args.seconds / parts - (perf_counter() - start)))
             return Drift(self.grad, {}, perf_counter() - start)
 
-    if args.ranks > 1:
-        from mpi4py import MPI
-
-        from mpiprop.transport.mpi import Mpi, serve
-        comm = MPI.COMM_WORLD.Dup()
-        if comm.rank:
-            serve(comm, Emulated(), layout, torch.device("cpu"), lambda: False)
+    world = World.open()
+    if world.size > 1:
+        from mpiprop.transport.team import attend, lead
+        here, faults = torch.device("cpu"), {"patience": 60.0, "go_on": False}
+        if world.rank:
+            attend(world, here, args.shards, lambda: False, Emulated(), layout, **faults)
             return
-        transport = Mpi(comm, torch.device("cpu"), lambda: False)
+        transport = lead(world, here, args.shards, lambda: False, **faults, say=print)
     else:
         transport = Serial(Emulated(), lambda: False)
 
-    workers = max(1, args.ranks - 1)
+    workers = max(1, -(-(args.ranks - 1) // args.shards))
     p, T = args.window or workers, args.steps
     optimiser = Adam(layout, lr=0.01)
     rollout = Rollout(optimiser, lambda theta, tau: theta)
@@ -98,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
     rule, e = (threshold.relative(0.9, 10.0), 0.0) if args.threshold == "auto" else (threshold.fixed, float(args.threshold))
     window = Window(optimiser.start(Theta(torch.zeros(D), layout)), (), e)
     clock, rows = perf_counter(), []
-    print(f"{workers} workers, window {p}, D {D:,}, {args.seconds} s an evaluation, {T} steps\n"
+    print(f"{args.ranks} ranks, {workers} groups of {args.shards}, window {p}, D {D:,}, {args.seconds} s an evaluation, "
+          f"{T} steps\n"
           "slide   tau  stride  seconds  evaluating  rollout  outside", flush=True)
     for window in propel(window, transport, h_dagger, p=p, T=T, threshold=rule, predict=optimiser.predict):
         now = perf_counter()

@@ -11,5 +11,21 @@ class RunError(Exception):
     """A run that cannot go on (non-finite gradient, failed rank, full disk): says what, where, what to do. Exit 1."""
 
 
+class Lost(RunError):
+    """A rank that died or hangs: the same run may go better from its checkpoint. Exit 75."""
+
+
 class Preempted(Exception):
     """A signal or a `stop` file asked the run to write its checkpoint and leave. Exit 75."""
+
+
+def exit_code(error: Exception) -> int:
+    """The program's exit code where `error` ends it."""
+    if isinstance(error, (Lost, Preempted)):
+        return PREEMPTED
+    return MISTAKE if isinstance(error, UserError) else FAILED
+
+
+def coded(code: int, text: str) -> Exception:
+    """The error with this exit code, as another rank tells it."""
+    return {MISTAKE: UserError, PREEMPTED: Lost}.get(code, RunError)(text)

@@ -1,8 +1,9 @@
-"""What the run says while it runs: one progress line, run.log (every line with time and rank), metrics.jsonl."""
+"""What the run says while it runs: one progress line, run.log (every line with time and rank), metrics.jsonl, status."""
 
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, strftime
 
@@ -13,9 +14,12 @@ class Log:
     """The console and the files of a run folder; other ranks than 0 keep quiet."""
 
     def __init__(self, folder: Path | None = None, rank: int = 0) -> None:
-        self.rank, self.tty, self.drawn, self.noted = rank, on_terminal(), -1e9, -1e9
+        self.rank, self.tty, self.drawn, self.noted, self.stated = rank, on_terminal(), -1e9, -1e9, -1e9
+        self.folder = folder
         self.log = open(folder / "run.log", "a", buffering=1) if folder else None
         self.metrics = folder / "metrics.jsonl" if folder else None
+        with suppress(OSError):  # `top` and py-spy tell the ranks apart, where the system has this file
+            Path("/proc/self/comm").write_text(f"mpiprop {rank}")
 
     def say(self, line: str, *, error: bool = False) -> None:
         """A line for the console and for run.log."""
@@ -33,6 +37,15 @@ class Log:
         if last or now - self.noted > 10:
             self.noted = now
             self.note(line)
+
+    def status(self, line: str, *, seldom: bool = False) -> None:
+        """The one line of the file `status`, replaced in one piece; `seldom`: at most every 3 seconds."""
+        if seldom and monotonic() - self.stated < 3:
+            return
+        self.stated, part = monotonic(), self.folder / ".status.part"
+        with suppress(OSError):  # a full disk is told by what cannot be done without
+            part.write_text(f"{line}\n")
+            part.replace(self.folder / "status")
 
     def record(self, **values: object) -> None:
         """One line of metrics.jsonl."""
@@ -61,10 +74,11 @@ class Log:
         part.replace(self.metrics)
 
     def note(self, line: str) -> None:
-        """A line for run.log alone."""
+        """A line for run.log alone, or several."""
         if self.log:
+            stamp = f"{strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: "
             try:
-                self.log.write(f"{strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {line}\n")
+                self.log.write("".join(f"{stamp}{part}\n" for part in line.splitlines()))
             except OSError:
                 self.log = None  # a full disk must not hide what is being said
 

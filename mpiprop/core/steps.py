@@ -6,8 +6,8 @@ made on the CPU and moved, so they are the same numbers on every device. The key
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -31,11 +31,16 @@ def at(schedule: Schedule, tau: int) -> float:
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one step: `rng("noise")` is a fresh generator, the same one whoever asks and whenever."""
+    """The random streams of one step: `rng("noise")` is a fresh generator, the same one whoever asks and whenever.
+
+    Where only some views of a batch are evaluated here, `rows` gives them the draws that they have in the whole batch.
+    """
 
     seed: int
     tau: int
     prefix: str = ""
+    views: range = range(1)  # those evaluated here ...
+    batch: int = 1  # ... of so many
 
     def __call__(self, name: str) -> Generator:
         key = f"{self.seed}/{self.tau}/{self.prefix}{name}".encode()
@@ -44,7 +49,17 @@ class Streams:
 
     def of(self, name: str) -> "Streams":
         """The streams of a part of the step, apart from those of every other part."""
-        return Streams(self.seed, self.tau, f"{self.prefix}{name}/")
+        return replace(self, prefix=f"{self.prefix}{name}/")
+
+    def part(self, views: range, batch: int) -> "Streams":
+        """The same streams for some views of a batch."""
+        return replace(self, views=views, batch=batch)
+
+    def rows(self, name: str, draw: Callable[..., Tensor], n: int, *shape: int) -> Tensor:
+        """Of `draw(rng(name), N, *shape)` for the N rows of the whole batch, the n that belong to the views evaluated here
+        (as many rows for each view)."""
+        each = n // len(self.views)
+        return draw(self(name), each * self.batch, *shape)[each * self.views.start:each * self.views.stop]
 
 
 def uniform(rng: Generator, *shape: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:

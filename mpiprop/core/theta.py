@@ -31,15 +31,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a flat vector: trained entries first, by group, then what rides along."""
+    """How to read a flat vector: trained entries first, by group, then what rides along.
+
+    A group may consist of n lanes, equal parts one after another, of which step tau advances number tau mod n alone.
+    """
 
     entries: tuple[Entry, ...]
     D: int
     L: int
+    lanes: Mapping[str, int] = field(default_factory=dict)  # n of each group that has more than one
 
     @classmethod
-    def of(cls, trained: Iterable[tuple[str, tuple[int, ...], str]],
-           riding: Iterable[tuple[str, tuple[int, ...]]] = ()) -> "Layout":
+    def of(cls, trained: Iterable[tuple[str, tuple[int, ...], str]], riding: Iterable[tuple[str, tuple[int, ...]]] = (),
+           lanes: Mapping[str, int] | None = None) -> "Layout":
         """The layout of (name, shape, group) trained entries, grouped contiguously, and (name, shape) riding ones."""
         trained = list(trained)
         order = {group: i for i, group in enumerate(dict.fromkeys(g for _, _, g in trained))}
@@ -51,7 +55,7 @@ class Layout:
         for name, shape in riding:
             entries.append(Entry(name, tuple(shape), offset))
             offset += prod(shape)
-        return cls(tuple(entries), D, offset)
+        return cls(tuple(entries), D, offset, {group: n for group, n in (lanes or {}).items() if n > 1})
 
     @property
     def groups(self) -> dict[str, slice]:
@@ -63,18 +67,27 @@ class Layout:
                 spans[entry.group] = slice(start, entry.span.stop)
         return spans
 
+    def turns(self, group: str, tau: int) -> list[tuple[slice, int]]:
+        """The span of each lane of a group and the number of steps before tau that advanced it; the one that step tau
+        advances comes first."""
+        span, n = self.groups[group], self.lanes.get(group, 1)
+        length = (span.stop - span.start) // n
+        starts = [span.start + (tau + i) % n * length for i in range(n)]
+        return [(slice(start, start + length), (tau + i) // n) for i, start in enumerate(starts)]
+
     def name_at(self, index: int) -> str:
         """The name of the entry that holds flat[index]."""
         return next(entry.name for entry in self.entries if entry.span.start <= index < entry.span.stop)
 
     def to_json(self) -> str:
-        return json.dumps({"D": self.D, "L": self.L, "entries": [[e.name, e.shape, e.offset, e.group] for e in self.entries]})
+        return json.dumps({"D": self.D, "L": self.L, "entries": [[e.name, e.shape, e.offset, e.group] for e in self.entries],
+                           **({"lanes": self.lanes} if self.lanes else {})})
 
     @classmethod
     def from_json(cls, text: str) -> "Layout":
         record = json.loads(text)
         entries = tuple(Entry(name, tuple(shape), offset, group) for name, shape, offset, group in record["entries"])
-        return cls(entries, record["D"], record["L"])
+        return cls(entries, record["D"], record["L"], record.get("lanes", {}))
 
 
 @dataclass(frozen=True)

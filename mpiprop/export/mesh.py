@@ -1,5 +1,6 @@
-"""The surface of a density field as a coloured triangle mesh (marching cubes: Lorensen and Cline 1987, section 4).
+"""The surface of a density field as a triangle mesh with colours or a texture, fit for other programs.
 
+Marching cubes: Lorensen and Cline 1987, section 4. Fewer faces by quadric errors: Garland and Heckbert 1997, section 4.
 Letters: N points, V vertices, F faces, X x Y x Z grid points. World: right-handed, z up, azimuth 0 on +x ("front").
 """
 
@@ -13,14 +14,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from mpiprop.core.errors import RunError
+from mpiprop.export.atlas import Texture, paint, unwrap
 
 if TYPE_CHECKING:
     from mpiprop.scene import Scene
 
 Say = Callable[[str], None]
+Function = Callable[[Tensor], Tensor]  # of points [N, 3]
 EMPTY = 1e-5  # densities up to here are empty space, not part of the mean that "auto" takes
 MARGIN = 0.1  # of the coarse mesh's extent, on each side of the box that is looked at closely
-SMALL = 0.01  # of the largest component's faces: what is smaller is dropped
 CHUNK = 1 << 16  # points evaluated at a time
 
 
@@ -31,6 +33,7 @@ class Mesh:
     vertices: ndarray  # [V, 3] float32, world units
     faces: ndarray  # [F, 3] int32
     colours: ndarray | None = None  # [V, 3] float32 sRGB in [0, 1]
+    texture: Texture | None = None
 
     @property
     def normals(self) -> ndarray:
@@ -42,21 +45,48 @@ class Mesh:
         length = np.linalg.norm(total, axis=1, keepdims=True)
         return np.where(length > 0, total / np.where(length > 0, length, 1), (0, 0, 1)).astype(np.float32)
 
+    @property
+    def open_edges(self) -> int:
+        """How many edges are not shared by exactly two faces: none on a watertight mesh."""
+        edges = np.sort(np.concatenate([self.faces[:, [0, 1]], self.faces[:, [1, 2]], self.faces[:, [2, 0]]]), 1)
+        return int((np.unique(edges, axis=0, return_counts=True)[1] != 2).sum())
 
-def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["auto"] = "auto",
-            say: Say = print) -> Mesh:
-    """The coloured surface of a scene; see `iso_surface`."""
-    mesh = iso_surface(lambda x: scene.mesh_density(x.to(scene.device)), scene.bound, resolution, threshold, say)
-    return coloured(mesh, lambda x: scene.albedo(x.to(scene.device)))
+
+def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["auto"] = "auto", say: Say = print, *,
+            parts: float = 0.01, faces: int = 0, texture: int = 0, height_m: float = 0.0) -> Mesh:
+    """The surface of a scene, found by `iso_surface` where it is a field, made ready for other programs by `finish`; the
+    keys of `mesh`."""
+    if (found := scene.surface()) is not None:
+        vertices, corners = (tensor.cpu().numpy() for tensor in found)
+        mesh = without_crumbs(Mesh(vertices, corners.astype(np.int32)), parts)
+    else:
+        level = threshold if scene.level is None else scene.level
+        mesh = iso_surface(lambda x: scene.solid(x.to(scene.device)), scene.bound, resolution, level, say, parts)
+    return finish(mesh, lambda x: scene.albedo(x.to(scene.device)), faces, texture, height_m, say)
 
 
-def iso_surface(density: Callable[[Tensor], Tensor], bound: float, resolution: int = 128,
-                threshold: float | Literal["auto"] = "auto", say: Say = print) -> Mesh:
+def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, height_m: float = 0.0, say: Say = print,
+           pbr: Function | None = None) -> Mesh:
+    """The mesh brought down to `faces` faces, with colours, a texture of `texture` texels a side, `height_m` metres tall.
+
+    Zero leaves a step out. albedo: points [N, 3] -> sRGB [N, 3]; pbr: points -> roughness and metallic [N, 2]; both in
+    [0, 1]. What was made is said through `say`. Raises RunError where the packages for it are missing.
+    """
+    mesh = coloured(decimated(mesh, faces), albedo)
+    mesh = textured(mesh, albedo, texture, pbr) if texture else mesh
+    count = mesh.open_edges
+    say(f"mesh: {len(mesh.faces):,} faces, {f'{count:,} open edges' if count else 'watertight'}"
+        + (f", texture {texture} x {texture}" if texture else "") + (f", {height_m:g} m tall" if height_m else ""))
+    return real_size(mesh, height_m) if height_m else mesh
+
+
+def iso_surface(density: Function, bound: float, resolution: int = 128, threshold: float | Literal["auto"] = "auto",
+                say: Say = print, parts: float = 0.01) -> Mesh:
     """The closed surface where `density` (points [N, 3] -> [N]) falls through `threshold` inside [-bound, bound]^3.
 
     A first, coarser pass finds the box that holds the surface; the second spends `resolution` cells on its longest
     side. "auto" is, in each pass, the mean of the densities that are not empty; the last is said through `say`.
-    Raises RunError where nothing is there.
+    `parts`: see `without_crumbs`. Raises RunError where nothing is there.
     """
     box = np.array([[-bound] * 3, [bound] * 3])
     lo, spacing, field = _sample(density, box, max(2, resolution // 2))
@@ -66,23 +96,72 @@ def iso_surface(density: Callable[[Tensor], Tensor], bound: float, resolution: i
     lo, spacing, field = _sample(density, tight, resolution)
     level = _level(field, threshold)
     vertices, faces = _march(lo, spacing, field, level)
-    mesh = _without_crumbs(Mesh(np.clip(vertices, -bound, bound).astype(np.float32), faces))
+    mesh = without_crumbs(Mesh(np.clip(vertices, -bound, bound).astype(np.float32), faces), parts)
     chosen = "mean of the density where not empty" if threshold == "auto" else "as configured"
     say(f"mesh: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces at density {level:.4g} ({chosen})")
     return mesh
 
 
-def coloured(mesh: Mesh, albedo: Callable[[Tensor], Tensor]) -> Mesh:
+def without_crumbs(mesh: Mesh, parts: float = 0.01) -> Mesh:
+    """The bare mesh without components of fewer faces than `parts` (0 to 1) times the largest one's, nor unused vertices."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    V, faces = len(mesh.vertices), mesh.faces
+    edges = coo_array((np.ones(2 * len(faces), bool), (faces[:, [0, 0]].ravel(), faces[:, 1:].ravel())), (V, V))
+    component = connected_components(edges, directed=False)[1][faces[:, 0]]
+    size = np.bincount(component)
+    faces = faces[size[component] >= parts * size.max()]
+    used, faces = np.unique(faces, return_inverse=True)
+    return Mesh(mesh.vertices[used], faces.reshape(-1, 3).astype(np.int32))
+
+
+def decimated(mesh: Mesh, faces: int) -> Mesh:
+    """The bare mesh with `faces` faces; the mesh itself where it has no more, or `faces` is 0.
+
+    Below some hundreds it stays above `faces` where the shape would be lost. Raises RunError without its package.
+    """
+    if not 0 < faces < len(mesh.faces):
+        return mesh
+    try:
+        from fast_simplification import simplify
+    except ImportError:
+        raise RunError("mesh.faces: needs the package fast-simplification (pip install fast-simplification); "
+                       "mesh.faces=0 keeps all faces") from None
+    vertices, kept = simplify(mesh.vertices, mesh.faces, target_count=faces, agg=5)  # its 7 turns faces over
+    return Mesh(vertices.astype(np.float32), kept.astype(np.int32))
+
+
+def coloured(mesh: Mesh, albedo: Function) -> Mesh:
     """The mesh with the colours that `albedo` (points [N, 3] -> [N, 3] in [0, 1]) has at its vertices."""
-    return replace(mesh, colours=_chunked(albedo, torch.from_numpy(mesh.vertices)).clip(0, 1))
+    return replace(mesh, colours=_colours(albedo, mesh.vertices))
 
 
-def _chunked(function: Callable[[Tensor], Tensor], x: Tensor) -> ndarray:
+def textured(mesh: Mesh, albedo: Function, size: int, pbr: Function | None = None) -> Mesh:
+    """The mesh with the colours, and roughness and metallic, that the functions have on it, in pictures of size x size."""
+    atlas = unwrap(mesh.vertices, mesh.faces, mesh.normals, size)
+    where, x = atlas.texels(mesh.vertices, size)
+    pictures = [paint(where, _colours(function, x), size) for function in (albedo, pbr) if function]
+    return replace(mesh, texture=Texture(atlas, *pictures))
+
+
+def real_size(mesh: Mesh, height_m: float) -> Mesh:
+    """The mesh scaled to be that tall (m), standing on the ground z = 0 with the middle of its box above the origin."""
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    foot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
+    return replace(mesh, vertices=((mesh.vertices - foot) * (height_m / (high - low)[2])).astype(np.float32))
+
+
+def _colours(function: Function, x: ndarray) -> ndarray:
+    return _chunked(function, torch.from_numpy(x)).clip(0, 1)
+
+
+def _chunked(function: Function, x: Tensor) -> ndarray:
     with torch.no_grad():
         return torch.cat([function(piece).float().cpu() for piece in x.split(CHUNK)]).numpy()
 
 
-def _sample(density: Callable[[Tensor], Tensor], box: ndarray, resolution: int) -> tuple[ndarray, float, ndarray]:
+def _sample(density: Function, box: ndarray, resolution: int) -> tuple[ndarray, float, ndarray]:
     """The first grid point [3], the side of a cell, and the densities [X, Y, Z] of a grid of cubes over the box."""
     extent = box[1] - box[0]
     spacing = extent.max() / resolution
@@ -111,17 +190,3 @@ def _march(lo: ndarray, spacing: float, field: ndarray, level: float) -> tuple[n
     level = min(level, np.nextafter(field.max(), 0, dtype=np.float32))  # a field of one value is a full box
     vertices, faces, _, _ = marching_cubes(np.pad(field, 1), level, gradient_direction="ascent", allow_degenerate=False)
     return lo + (vertices - 1) * spacing, faces.astype(np.int32)
-
-
-def _without_crumbs(mesh: Mesh) -> Mesh:
-    """The mesh without components of fewer than 1 % of the largest one's faces, and without unused vertices."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    V, faces = len(mesh.vertices), mesh.faces
-    edges = coo_array((np.ones(2 * len(faces), bool), (faces[:, [0, 0]].ravel(), faces[:, 1:].ravel())), (V, V))
-    component = connected_components(edges, directed=False)[1][faces[:, 0]]
-    size = np.bincount(component)
-    faces = faces[size[component] >= SMALL * size.max()]
-    used, faces = np.unique(faces, return_inverse=True)
-    return Mesh(mesh.vertices[used], faces.reshape(-1, 3).astype(np.int32))

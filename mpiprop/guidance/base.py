@@ -62,6 +62,11 @@ def perp_neg(uncond: Tensor, cond: Tensor, negatives: Tensor, weights: Tensor) -
     return cond + (weights[..., None] * perp).sum(0).view_as(cond)
 
 
+def clipped(g: Tensor, bound: float) -> Tensor:
+    """g held in [-bound, bound]; what is not finite becomes NaN, to be refused, rather than the bound."""
+    return g.clamp(-bound, bound) + 0 * g
+
+
 def surrogate(x: Tensor, g: Tensor) -> Tensor:
     """The scalar |g|^2 / 2B whose gradient in x is exactly g / B; nothing else is differentiated."""
     g = g.detach()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..views.cameras import Image, Samples, Views
+from ..views.cameras import Image, Samples, Surface, Views
+from . import surface_losses as surfaces
 
 
 def orient(image: Image, views: Views) -> Tensor:
@@ -46,9 +47,29 @@ def z_variance(image: Image, views: Views) -> Tensor:
     return _mean_where(image.opacity > 0.5, variance.view_as(image.opacity))
 
 
+def eikonal(image: Image, views: Views) -> Tensor:
+    """Mean over samples of (|slope| - 1)^2: a signed distance grows by one per world unit (TextMesh, eq. 5)."""
+    if (slope := _samples(image, "eikonal").slope) is None:
+        raise UserError("penalties.eikonal: the shape is no signed distance with normals; use shapes.sdf:SDF or remove it")
+    return surfaces.eikonal(slope)
+
+
+def normal_consistency(image: Image, views: Views) -> Tensor:
+    """Mean over the edges of 1 - cos between the normals of the vertices at both ends (Magic3D)."""
+    surface = _surface(image, "normal_consistency")
+    return surfaces.normal_consistency(surface.vertices, surface.faces)
+
+
+def laplacian(image: Image, views: Views) -> Tensor:
+    """Mean over the vertices of |sum over neighbours of v - neighbour| (ProlificDreamer)."""
+    surface = _surface(image, "laplacian")
+    return surfaces.laplacian(surface.vertices, surface.faces)
+
+
 PENALTIES: dict[str, Callable[[Image, Views], Tensor]] = {
-    "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
-READ_NORMALS = {"orient"}  # of them, those for which normals must be rendered
+    "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance, "eikonal": eikonal,
+    "normal_consistency": normal_consistency, "laplacian": laplacian}
+READ_NORMALS = {"orient", "eikonal"}  # of them, those for which normals must be rendered
 
 
 def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
@@ -61,3 +82,9 @@ def _samples(image: Image, name: str) -> Samples:
     if image.samples is None:
         raise UserError(f"penalties.{name}: the image has no samples; use render.volume:Volume or remove the penalty")
     return image.samples
+
+
+def _surface(image: Image, name: str) -> Surface:
+    if image.surface is None:
+        raise UserError(f"penalties.{name}: the image has no surface; use render.mesh:Mesh or remove the penalty")
+    return image.surface

@@ -3,6 +3,7 @@
 B views, R = 2 + K texts per view (prompts.Condition), x0 and x_t [B, C, h, w] in the prior's space.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -41,10 +42,10 @@ class SDS:
 
     def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
         """The scalar |g|^2 / 2B whose gradient in x0 is g / B; numbers: t, sds (the scalar), grad_norm (of g / B)."""
-        x0 = self.prior.encode(image.rgb.permute(0, 3, 1, 2), rng("posterior"))
+        x0 = self.prior.encode(image.rgb.permute(0, 3, 1, 2), rng)
         t = self.timesteps(len(x0), tau, rng)
         bar = self.prior.alpha_bar[t].float().view(-1, 1, 1, 1).to(x0.device)
-        eps = normal(rng("noise"), *x0.shape).to(x0.device)
+        eps = rng.rows("noise", normal, *x0.shape).to(x0.device)
         x_t = bar.sqrt() * x0.detach() + (1 - bar).sqrt() * eps
         g = self.weight(bar) * (self.predict(x_t, t.to(x0.device), views, tau) - eps)
         if self.grad_clip is not None:
@@ -62,7 +63,7 @@ class SDS:
         if not 0 <= lo <= hi <= 1:
             raise UserError(f"guidance: t_min {lo:g} and t_max {hi:g} at step {tau}; need 0 <= t_min <= t_max <= 1")
         lo, hi = (min(round(T * fraction), T - 1) for fraction in (lo, hi))
-        return timesteps(rng("t"), B, lo, hi, self.per_sample_t)
+        return rng.rows("t", partial(timesteps, lo=lo, hi=hi, per_sample=self.per_sample_t), B)
 
     def predict(self, x_t: Tensor, t: Tensor, views: Views, tau: int) -> Tensor:
         """The guided noise prediction: one call of the prior for every text of every view."""

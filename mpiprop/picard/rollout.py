@@ -21,15 +21,18 @@ from ..core.theta import Drift, Layout, State, Theta
 
 
 class Optimiser:
-    """Learning-rate groups and schedules; `lr` is one schedule or one per group. Groups left out of `lr` do not train."""
+    """Learning-rate groups and schedules; `lr` is one schedule, or one per group or family of groups ("geometry" is that of
+    "geometry.encoding" unless it has one of its own). Groups left out of `lr` do not train."""
 
     slots: tuple[str, ...] = ()
 
     def __init__(self, layout: Layout, lr: Schedule | dict[str, Schedule]) -> None:
-        self.groups = layout.groups
-        self.lr = lr if isinstance(lr, dict) else dict.fromkeys(self.groups, lr)
-        if unknown := set(self.lr) - set(self.groups):
-            raise UserError(f"optimiser.lr: no group {sorted(unknown)[0]!r}; this system has {', '.join(self.groups)}")
+        self.layout, groups = layout, layout.groups
+        families = {group: [name for name in (group, group.partition(".")[0]) if not isinstance(lr, dict) or name in lr]
+                    for group in groups}
+        self.lr = {group: lr[names[0]] if isinstance(lr, dict) else lr for group, names in families.items() if names}
+        if isinstance(lr, dict) and (unknown := set(lr) - {name for names in families.values() for name in names}):
+            raise UserError(f"optimiser.lr: no group {sorted(unknown)[0]!r}; this system has {', '.join(groups)}")
 
     def start(self, theta: Theta) -> State:
         """The state before the first step: theta_0 and zero slots [D]."""
@@ -39,32 +42,37 @@ class Optimiser:
         """The next state. The slots of x are spent: they are the next state's."""
         theta = replace(x.theta, flat=x.theta.flat.clone())
         for group, eta in self._rates(x.tau):
-            span = self.groups[group]
-            self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], x.tau, eta)
+            span, count = self.layout.turns(group, x.tau)[0]
+            self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], count, eta)
         return State(x.tau + 1, theta, x.slots)
 
     def predict(self, x: State, n: int) -> Iterator[Theta]:
         """Guesses for the n steps after x if the averages stayed as they are: a straight line along the momentum."""
-        move = torch.zeros_like(x.theta.flat) if n else None
-        if n and x.tau:
-            for group, eta in self._rates(x.tau):
-                for block in blocks(self.groups[group].start, self.groups[group].stop, move.device):
-                    drift = self.drift_of([x.slots[name][block] for name in self.slots], x.tau)
+        if not n:
+            return
+        move, rates = torch.zeros_like(x.theta.flat), self._rates(x.tau)
+        for group, eta in rates:
+            for span, count in self.layout.turns(group, x.tau):
+                for block in blocks(span.start, span.stop, move.device) if count else ():
+                    drift = self.drift_of([x.slots[name][block] for name in self.slots], count)
                     torch.mul(drift, -eta, out=move[block])
         guess = x.theta
-        for _ in range(n):
-            guess = replace(guess, flat=guess.flat + move)
+        for tau in range(x.tau, x.tau + n):
+            flat = guess.flat + move
+            for span in (span for group, _ in rates for span, _ in self.layout.turns(group, tau)[1:]):
+                flat[span] = guess.flat[span]  # not its turn
+            guess = replace(guess, flat=flat)
             yield guess
 
     def _rates(self, tau: int) -> list[tuple[str, float]]:
         return [(group, eta) for group, schedule in self.lr.items() if (eta := steps.at(schedule, tau)) != 0.0]
 
-    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
-        """Advance theta and slots of one group in place by step tau."""
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
+        """Advance theta and slots of one group, or lane, in place: it has taken `count` steps before."""
         raise NotImplementedError
 
-    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
-        """The direction in which step tau would move theta, against the sign, by the averages alone."""
+    def drift_of(self, slots: list[Tensor], count: int) -> Tensor:
+        """The direction, against the sign, in which the next step would move theta by the averages of `count` steps alone."""
         raise NotImplementedError
 
 
@@ -85,16 +93,16 @@ class Adam(Optimiser):
         super().__init__(layout, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
         m, v = slots
-        count = torch.tensor(float(tau), device=theta.device)
-        self.kernel([theta], [g], [m], [v], [], [count], foreach=False, fused=True, amsgrad=False, maximize=False,
+        before = torch.tensor(float(count), device=theta.device)
+        self.kernel([theta], [g], [m], [v], [], [before], foreach=False, fused=True, amsgrad=False, maximize=False,
                     beta1=self.betas[0], beta2=self.betas[1], lr=eta, weight_decay=self.weight_decay, eps=self.eps)
 
-    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+    def drift_of(self, slots: list[Tensor], count: int) -> Tensor:
         m, v = slots
-        root = (v / (1 - self.betas[1] ** tau)).sqrt_().add_(self.eps)
-        return (m / (1 - self.betas[0] ** tau)).div_(root)
+        root = (v / (1 - self.betas[1] ** count)).sqrt_().add_(self.eps)
+        return (m / (1 - self.betas[0] ** count)).div_(root)
 
 
 class AdamW(Adam):
@@ -126,11 +134,11 @@ class SGD(Optimiser):
         super().__init__(layout, lr)
         self.momentum = momentum
 
-    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
         slots[0].mul_(self.momentum).add_(g)
         theta.add_(slots[0], alpha=-eta)
 
-    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+    def drift_of(self, slots: list[Tensor], count: int) -> Tensor:
         return slots[0].clone()
 
 
@@ -151,19 +159,19 @@ class Adan(Optimiser):
         super().__init__(layout, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], tau: int, eta: float) -> None:
+    def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
         (m, d, n, previous), (b1, b2, b3) = slots, self.betas
-        difference = g - previous if tau else torch.zeros_like(g)
+        difference = g - previous if count else torch.zeros_like(g)
         m.lerp_(g, 1 - b1)
         d.lerp_(difference, 1 - b2)
         n.lerp_(difference.mul_(b2).add_(g).square_(), 1 - b3)
         previous.copy_(g)
-        theta.sub_(self.drift_of(slots, tau + 1), alpha=eta).div_(1 + eta * self.weight_decay)
+        theta.sub_(self.drift_of(slots, count + 1), alpha=eta).div_(1 + eta * self.weight_decay)
 
-    def drift_of(self, slots: list[Tensor], tau: int) -> Tensor:
+    def drift_of(self, slots: list[Tensor], count: int) -> Tensor:
         (m, d, n, _), (b1, b2, b3) = slots, self.betas
-        root = (n / (1 - b3 ** tau)).sqrt_().add_(self.eps)
-        return (m / (1 - b1 ** tau)).add_(d, alpha=b2 / (1 - b2 ** tau)).div_(root)
+        root = (n / (1 - b3 ** count)).sqrt_().add_(self.eps)
+        return (m / (1 - b1 ** count)).add_(d, alpha=b2 / (1 - b2 ** count)).div_(root)
 
 
 class Rollout:

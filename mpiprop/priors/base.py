@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams
 
 
 class Prior(Protocol):
@@ -22,7 +23,7 @@ class Prior(Protocol):
     def embed(self, strings: Sequence[str]) -> Tensor:
         """The embeddings [V, N, E] float32 on the CPU of the strings; what encoded them is freed."""
 
-    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """x0 of rgb [B, 3, H, W] in [0, 1], of any size; differentiable."""
 
     def decode(self, x0: Tensor) -> Tensor:

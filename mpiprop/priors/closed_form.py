@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
+from mpiprop.core.steps import Streams
 from mpiprop.priors.base import alpha_bar
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "orange": (1.0, 0.5, 0.0), "yellow": (0.95, 0.85, 0.1), "green": (0.1, 0.65, 0.15),
@@ -43,7 +44,7 @@ class ClosedForm:
 
         return torch.stack([colour(string.lower().replace(",", " ").split()) for string in strings])[:, None]
 
-    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """The picture in [-1, 1] at the prior's size; nothing is drawn."""
         return F.interpolate(rgb, (self.size, self.size), mode="bilinear", align_corners=False) * 2 - 1
 

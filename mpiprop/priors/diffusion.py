@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import normal
+from mpiprop.core.steps import Streams, normal
 from mpiprop.priors.base import alpha_bar
 from mpiprop.priors.parts import Parts
 from mpiprop.priors.prompts import encode
@@ -99,14 +99,14 @@ class StableDiffusion(Diffusion):
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         return encode(tokenizer, encoder, strings, length)
 
-    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w], differentiable in rgb."""
         made = self.vae.encode(_to_model(rgb, self.resolution).to(self.dtype))
         if self._vae == "AutoencoderTiny":
             x0 = made.latents
         else:
             q = made.latent_dist
-            x0 = q.mean + q.std * normal(rng, *q.mean.shape).to(q.mean)
+            x0 = q.mean + q.std * rng.rows("posterior", normal, *q.mean.shape).to(q.mean)
         return (x0.to(rgb.dtype) - self.shift) * self.scale
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class DeepFloyd(Diffusion):
         encoder = self._place(T5EncoderModel, "text_encoder")
         return encode(tokenizer, encoder, [s.lower().strip() for s in strings], self.TOKENS, masked=True)
 
-    def encode(self, rgb: Tensor, rng: Generator) -> Tensor:
+    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """The pixels in [-1, 1], [B, 3, h, w] at the model's resolution; nothing is drawn."""
         return _to_model(rgb, self.config["sample_size"])
 

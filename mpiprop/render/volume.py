@@ -58,7 +58,7 @@ class Volume:
                      for part in zip(*(each.split(self.chunk) for each in rays))]
             channels, samples = torch.cat(parts), None
         else:
-            jitter = uniform(rng("render.jitter"), len(view)).to(view.device)
+            jitter = rng.rows("render.jitter", uniform, len(view)).to(view.device)
             channels, samples = self._render(field, shade, *rays, jitter, normals)
         rgb, opacity, depth, normal = channels.unflatten(0, shape).split([3, 1, 1, channels.shape[1] - 5], -1)
         rgb = torch.addcmul(rgb, 1 - opacity, behind)
@@ -85,7 +85,7 @@ class Volume:
         channels = [colour, torch.ones_like(t)[:, None], t[:, None]] + ([] if at.normals is None else [at.normals])
         summed = colour.new_zeros(len(origins), 8 if normals else 5)
         summed = summed.index_add(0, ray, torch.cat(channels, -1) * weights[:, None])
-        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals)
+        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals, at.slope)
 
 
 def composite_weights(thickness: Tensor, ray: Tensor, rays: int) -> Tensor:

@@ -66,4 +66,4 @@ def harmonics(directions: Tensor) -> Tensor:
 def _replaced(colours: Tensor, probability: float, rng: Streams | None) -> Tensor:
     if rng is None or uniform(rng("background.random"), 1) >= probability:
         return colours
-    return uniform(rng("background.colour"), len(colours), 1, 1, 3).to(colours.device).expand_as(colours)
+    return rng.rows("background.colour", uniform, len(colours), 1, 1, 3).to(colours.device).expand_as(colours)

@@ -1,4 +1,4 @@
-"""What a renderer and an exporter may ask of a volumetric shape.
+"""What a renderer and an exporter may ask of a shape.
 
 Letters: N points.
 """
@@ -6,8 +6,10 @@ Letters: N points.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from ..core.errors import UserError
 from ..core.steps import Streams
 
 
@@ -18,10 +20,11 @@ class Values:
     density: Tensor  # [N] >= 0 per world unit
     features: Tensor  # [N, 3], of which a material makes colours
     normals: Tensor | None  # [N, 3] unit, outward, where asked for
+    slope: Tensor | None = None  # [N, 3] gradient of a signed distance, as long as it is, where normals are
 
 
-class Field(nn.Module):
-    """A density field with three features per point inside the box [-radius, radius]^3."""
+class Shape(nn.Module):
+    """What is optimised: features per point inside the box [-radius, radius]^3, and where matter is."""
 
     radius: float  # half side of the box, world units
     has_normals: bool  # whether it can be asked for normals
@@ -29,22 +32,25 @@ class Field(nn.Module):
     def at(self, tau: int) -> None:
         """Sets what depends on the step alone (progressive bands)."""
 
-    def density(self, x: Tensor) -> Tensor:
-        """Density [N] >= 0 per world unit at points [N, 3]."""
-        raise NotImplementedError
-
-    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
-        """Density [N] at points [N, 3], not differentiable, and a function that returns what it takes to render some of
-        them (a mask or indices, or a slice): most work is done once, and backward only where it counts."""
-        raise NotImplementedError
-
     def features(self, x: Tensor) -> Tensor:
         """Features [N, 3] at points [N, 3]."""
-        return self.probe(x, normals=False)[1](slice(None)).features
+        raise NotImplementedError
 
-    def occupancy(self) -> Tensor | None:
-        """Densities [R, R, R] of the cells of the box, index x y z, or None: everything may be occupied."""
+    def surface(self) -> tuple[Tensor, Tensor] | None:
+        """Vertices [M, 3] (world units), differentiable, and faces [F, 3] (int64) of a closed mesh, counterclockwise seen
+        from outside; None for a field."""
         return None
+
+    @torch.no_grad()
+    def begin_with(self, previous: "Shape") -> None:
+        """Takes over, in place, the numbers of a previous stage's shape. Raises UserError where it is another kind."""
+        mine, theirs = ({**dict(shape.named_parameters()), **shape.riding()} for shape in (self, previous))
+        if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
+            raise UserError(f"this stage's shape, a {type(self).__name__}, is laid out otherwise than the "
+                            f"{type(previous).__name__} before it: give both the same keys, or use a DMTet, which "
+                            "begins with any surface")
+        for name in mine:
+            mine[name].copy_(theirs[name])
 
     def riding(self) -> dict[str, Tensor]:
         """The float32 buffers that ride along with the trained numbers."""
@@ -56,3 +62,29 @@ class Field(nn.Module):
 
     def refresh(self, tau: int, step: float, rng: Streams) -> None:
         """Renews the riding state in place for step tau and a renderer that samples every `step` world units."""
+
+
+class Field(Shape):
+    """A density in space."""
+
+    level: float | None = None  # of `solid` at the surface, where that is no matter of choice
+
+    def density(self, x: Tensor) -> Tensor:
+        """Density [N] >= 0 per world unit at points [N, 3]."""
+        raise NotImplementedError
+
+    def solid(self, x: Tensor) -> Tensor:
+        """What [N] exceeds a level inside the surface, at points [N, 3]."""
+        return self.density(x)
+
+    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+        """Density [N] at points [N, 3], not differentiable, and a function that returns what it takes to render some of
+        them (a mask or indices, or a slice): most work is done once, and backward only where it counts."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.probe(x, normals=False)[1](slice(None)).features
+
+    def occupancy(self) -> Tensor | None:
+        """Densities [R, R, R] of the cells of the box, index x y z, or None: everything may be occupied."""
+        return None

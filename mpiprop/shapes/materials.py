@@ -42,6 +42,26 @@ class NoMaterial(nn.Module):
         return self.albedo(features)
 
 
+class Normals(NoMaterial):
+    """The normal as a colour: (n + 1) / 2, whatever the light."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def wants_normals(self, tau: int, rng: Streams | None) -> bool:
+        return True
+
+    def albedo(self, features: Tensor) -> Tensor:
+        """Grey [S, 3]: there is no texture."""
+        return torch.full((len(features), 3), 0.5, device=features.device)
+
+    def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
+                rng: Streams | None) -> Tensor:
+        if normals is None:
+            raise UserError("material Normals: the shape has no normals to show; set shape.normal or use NoMaterial")
+        return normals / 2 + 0.5
+
+
 class Diffuse(NoMaterial):
     """Lambert's law with a point light and ambient light; a step's batch is shown as albedo, textureless or diffuse.
 

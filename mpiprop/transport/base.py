@@ -10,19 +10,23 @@ from ..core.theta import Drift, Theta
 
 
 class Unit(Protocol):
-    """What evaluates: the drift of theta at tau, in a buffer that the next call may overwrite."""
+    """What evaluates: the drift of theta at tau, in a buffer that the next call may overwrite.
 
-    def __call__(self, theta: Theta, tau: int) -> Drift: ...
+    Of several parts of the batch it is that part's share: the parts' drifts add up to the batch's.
+    """
+
+    def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Drift: ...
 
 
 class Transport(Protocol):
     """A parallel s, and the time it was evaluating."""
 
     busy: "Busy"
+    ranks: int  # of the job
 
     def __call__(self, theta: Theta, tau: int): ...
     def asked(self) -> bool: ...
-    def close(self, code: int | None) -> None: ...
+    def close(self, code: int | None) -> bool: ...
 
 
 class Busy:
@@ -65,6 +69,8 @@ class Deferred:
 class Serial:
     """Everything in one process, one evaluation after the other; the bits that every other transport must give."""
 
+    ranks = 1
+
     def __init__(self, unit: Unit, stopped: Callable[[], bool]) -> None:
         self.unit, self.stopped, self.busy = unit, stopped, Busy()
 
@@ -75,5 +81,6 @@ class Serial:
         """Whether this process has been told to leave."""
         return self.stopped()
 
-    def close(self, code: int | None) -> None:
-        """Nobody else is to be sent home."""
+    def close(self, code: int | None) -> bool:
+        """Nobody else is to be sent home, nobody is missing."""
+        return False

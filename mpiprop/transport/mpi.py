@@ -1,30 +1,30 @@
 """s over MPI: rank 0 hands out thetas and takes in gradients, the other ranks evaluate.
 
-A task is a header (kind, tau, L) and the flat theta; a reply is a header (kind, tau, D, seconds, scalars) and the flat
-gradient. Buffers only, nothing pickled. Steps go out in the order in which they were asked for, each to the first idle
-worker; since a drift is a pure function of (theta, tau, seed), who evaluates it does not show in the result. Every wait
-polls and sleeps: waiting ranks leave the cores to those that work, and signal handlers run.
+A task is a header (kind, tau, L, which part of the batch) and the flat theta; a reply is a header (kind, tau, D, seconds,
+scalars) and the flat gradient. Buffers only, nothing pickled. Steps go out in the order in which they were asked for, each to
+the first idle worker; since a drift is a pure function of (theta, tau, seed), who evaluates it does not show in the result.
+Every wait polls and sleeps: waiting ranks leave the cores to those that work, and signal handlers run.
 """
 
 import json
 import socket
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch import Tensor
 
-from ..core.errors import FAILED, MISTAKE, Preempted, RunError, UserError
+from ..core.errors import PREEMPTED, Lost, Preempted, RunError, UserError, coded, exit_code
 from ..core.theta import Drift, Layout, Theta
 from .base import Busy, Unit
+from .wire import Wire
 
 TASK, STOP, DRIFT, FAILURE, ALERT = range(1, 6)  # kinds of message; also the tags of headers
-PAYLOAD = 9
 HEADER = 4096  # bytes
+FIRST, LATER = 10, 20  # a first evaluation may take so many times the patience, a later one so many times the slowest
 
 
 def patiently(done: Callable[[], bool], until: float = float("inf")) -> bool:
@@ -50,52 +50,11 @@ def unpack(header: np.ndarray) -> dict:
     return json.loads(header.tobytes())
 
 
-class Wire:
-    """Moves flat vectors between a device and MPI: as they are where MPI can read them, through pinned memory else.
-
-    Receives go into buffers that were given back: fresh memory costs several times what the copy does.
-    """
-
-    def __init__(self, comm: MPI.Comm, device: torch.device, cuda_aware: bool) -> None:
-        self.comm, self.device = comm, device
-        self.staged = device.type == "cuda" and not cuda_aware
-        self.spare: list[Tensor] = []
-
-    def send(self, vector: Tensor, rank: int) -> tuple[MPI.Request, object]:
-        """A send begun, and what must stay alive until it is done."""
-        vector = vector.detach()
-        if self.staged:
-            vector = torch.empty(vector.shape, pin_memory=True).copy_(vector)
-        elif self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # MPI knows nothing of streams
-        return self.comm.Isend([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector
-
-    def receive(self, n: int, rank: int) -> tuple[MPI.Request, Tensor]:
-        """A receive begun of n numbers, and where they will be; give that back to `spare` when nobody reads it any more."""
-        fitting = (i for i, vector in enumerate(self.spare) if len(vector) == n)
-        if (i := next(fitting, None)) is not None:
-            vector = self.spare.pop(i)
-        elif self.staged:
-            vector = torch.empty(n, pin_memory=True)
-        else:
-            vector = torch.empty(n, device=self.device)
-        if self.device.type == "cuda" and not self.staged:
-            torch.cuda.current_stream(self.device).synchronize()  # kernels may still read the memory
-        return self.comm.Irecv([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector
-
-    def arrived(self, vector: Tensor) -> Tensor:
-        """What was received, on the device."""
-        return vector.to(self.device) if self.staged else vector
-
-    def _buffer(self, vector: Tensor) -> object:
-        return vector.numpy() if vector.device.type == "cpu" else vector
-
-
 class Flight:
-    """A step on its way: asked for, sent, being evaluated, arrived."""
+    """A step, or a part of its batch, on its way: asked for, sent, being evaluated, arrived."""
 
-    def __init__(self, transport: "Mpi", theta: Theta, tau: int) -> None:
-        self.transport, self.theta, self.tau = transport, theta, tau
+    def __init__(self, transport: "Mpi", theta: Theta, tau: int, *part: int) -> None:
+        self.transport, self.theta, self.tau, self.part = transport, theta, tau, part
         self.drift: Drift | None = None
 
     def result(self) -> Drift:
@@ -104,64 +63,112 @@ class Flight:
 
 
 class Worker:
-    """Rank 0's view of one worker: the flight it has, and the messages in between."""
+    """What is known of one worker: the flight it has, the messages in between, and who could take its place."""
 
-    def __init__(self, rank: int) -> None:
-        self.rank, self.flight, self.reply, self.grad, self.outgoing = rank, None, None, None, []
-        self.header = np.empty(HEADER, np.uint8)
+    def __init__(self, rank: int, heirs: Sequence[int] = ()) -> None:
+        self.rank, self.heirs, self.flight, self.reply, self.grad, self.outgoing = rank, heirs, None, None, None, []
+        self.header, self.deadline, self.fresh = np.empty(HEADER, np.uint8), float("inf"), True
 
 
 class Mpi:
-    """The root's side: a parallel s over the other ranks of `comm`."""
+    """A parallel s over other ranks of `comm`.
 
-    def __init__(self, comm: MPI.Comm, device: torch.device, stopped: Callable[[], bool], *, cuda_aware: bool = False) -> None:
-        self.comm, self.stopped, self.busy = comm, stopped, Busy()
-        self.wire = Wire(comm, device, cuda_aware)
-        self.workers = [Worker(rank) for rank in range(1, comm.size)]
+    groups: ranks of `comm`; the first of each answers for it (default: every other rank is a group)
+    names: what the ranks of `comm` are called in messages
+    patience: seconds after which a worker that does not answer is taken for hung, unless evaluations are slow
+    go_on: whether to do without workers that die (needs an MPI that survives it)
+    """
+
+    def __init__(self, comm: MPI.Comm, device: torch.device, stopped: Callable[[], bool], *, cuda_aware: bool = False,
+                 groups: Sequence[Sequence[int]] | None = None, patience: float = float("inf"), go_on: bool = False,
+                 names: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:
+        self.comm, self.stopped, self.busy, self.say = comm, stopped, Busy(), say
+        self.names = names or [f"rank {rank}" for rank in range(comm.size)]
+        self.wire, self.patience, self.go_on = Wire(comm, device, cuda_aware), patience, go_on
+        self.workers = [Worker(first, rest) for first, *rest in groups or [[rank] for rank in range(1, comm.size)]]
         self.queue: deque[Flight] = deque()
+        self.ranks = comm.size
+        self.lost: list[Worker] = []
+        self.slowest, self.hung = 0.0, False
 
-    def __call__(self, theta: Theta, tau: int) -> Flight:
-        flight = Flight(self, theta, tau)
+    def __call__(self, theta: Theta, tau: int, *part: int) -> Flight:
+        flight = Flight(self, theta, tau, *part)
         self.queue.append(flight)
         self.progress()
         return flight
 
+    def deliver(self) -> None:
+        """Wait until what was handed out is delivered: messages do not travel while this rank computes."""
+        def delivered(worker: Worker) -> bool:
+            return all(request.Test() for request, _ in worker.outgoing)
+
+        def turn() -> bool:
+            self.progress()
+            return all([self._guarded(delivered, worker) for worker in list(self.workers)])
+        patiently(turn)
+
     def await_(self, done: Callable[[], bool]) -> None:
-        """Keep the traffic moving until `done`. Raises Preempted, or the error that a worker reports."""
+        """Keep the traffic moving until `done`. Raises Preempted, Lost, or the error that a worker reports."""
         def turn() -> bool:
             if self.asked():
                 raise Preempted
             self.progress()
+            if not self.workers:
+                raise Lost("no rank is left to evaluate")
             return done()
         patiently(turn)
 
     def asked(self) -> bool:
         """Whether this rank or a worker has been told to leave."""
-        return self.stopped() or self.comm.Iprobe(MPI.ANY_SOURCE, ALERT)
+        return self.stopped() or self._alerted()
+
+    def _alerted(self) -> bool:
+        try:
+            return self.comm.Iprobe(MPI.ANY_SOURCE, ALERT)
+        except MPI.Exception:  # a rank has died: `progress` finds out whether that matters here
+            if self.go_on:
+                self.comm.Ack_failed()
+            return False
 
     def progress(self) -> None:
         """Take in what has arrived and hand out what waits, without waiting."""
-        for worker in self.workers:
-            if worker.grad is not None and worker.grad[0].Test():
-                self._land(worker)
-            elif worker.grad is None and worker.reply is not None and worker.reply.Test():
-                self._open(worker)
-            if worker.flight is None and self.queue:
-                self._assign(worker, self.queue.popleft())
+        for worker in list(self.workers):
+            self._guarded(self._advance, worker)
+            if perf_counter() > worker.deadline:
+                self.hung = True
+                raise Lost(f"{self.names[worker.rank]} has not answered for {perf_counter() - worker.since:.0f} s at step "
+                           f"{worker.flight.tau}: it hangs, or its host does")
+
+    def _guarded(self, act: Callable[[Worker], bool | None], worker: Worker) -> bool | None:
+        """What `act` returns; where it shows that `worker` has died, that is seen to."""
+        try:
+            return act(worker)
+        except MPI.Exception as error:
+            self._lose(worker, f"is gone ({error})")
+
+    def _advance(self, worker: Worker) -> None:
+        if worker.grad is not None and worker.grad[0].Test():
+            self._land(worker)
+        elif worker.grad is None and worker.reply is not None and worker.reply.Test():
+            self._open(worker)
+        if worker.flight is None and self.queue:
+            self._assign(worker, self.queue.popleft())
 
     def _assign(self, worker: Worker, flight: Flight) -> None:
         flat = flight.theta.flat
-        header = pack(kind=TASK, tau=flight.tau, L=len(flat))
-        worker.flight = flight
+        header = pack(kind=TASK, tau=flight.tau, L=len(flat), part=flight.part)
+        worker.flight, worker.since = flight, perf_counter()
+        worker.deadline = worker.since + (FIRST * self.patience if worker.fresh else max(self.patience, LATER * self.slowest))
         worker.outgoing = [(self.comm.Isend(header, worker.rank, TASK), header), self.wire.send(flat, worker.rank)]
         worker.reply = self.comm.Irecv(worker.header, worker.rank, DRIFT)
 
     def _open(self, worker: Worker) -> None:
         record = unpack(worker.header)
         if record["kind"] == FAILURE:
-            worker.flight = worker.reply = None
-            raise (UserError if record["code"] == MISTAKE else RunError)(record["text"])
+            worker.flight, worker.reply, worker.deadline = None, None, float("inf")
+            raise coded(record["code"], record["text"])
         self.busy.add(record["seconds"])
+        self.slowest = max(self.slowest, record["seconds"])
         worker.grad = (*self.wire.receive(record["D"], worker.rank), record)
 
     def _land(self, worker: Worker) -> None:
@@ -170,11 +177,24 @@ class Mpi:
         worker.flight.drift = drift = Drift(self.wire.arrived(vector), record["scalars"], record["seconds"])
         weakref.finalize(drift, self.wire.spare.append, vector)  # free again when the rollout has used the drift
         worker.flight = worker.reply = worker.grad = None
-        worker.outgoing = []
+        worker.outgoing, worker.deadline, worker.fresh = [], float("inf"), False
 
-    def close(self, code: int | None, grace: float = 60.0) -> None:
+    def _lose(self, worker: Worker, why: str) -> None:
+        """Do without `worker`: others take its step, and the rest of its group work on their own."""
+        worker.deadline = float("inf")
+        self.workers.remove(worker)
+        self.lost.append(worker)  # with its buffers, that MPI may still know
+        self.workers += [Worker(rank) for rank in worker.heirs]
+        if worker.flight is not None:
+            self.queue.appendleft(worker.flight)
+        if not self.go_on:
+            raise Lost(f"{self.names[worker.rank]} {why}")
+        self.comm.Ack_failed()
+        self.say(f"{self.names[worker.rank]} {why}; going on with {len(self.workers)} workers")
+
+    def close(self, code: int | None, shrink: bool = False, grace: float = 60.0) -> bool:
         """Let running evaluations end, then send every worker home with this exit code, or to the next stage with None;
-        abort if some do not answer."""
+        abort if some do not answer. Returns whether the job has to do without some ranks, known before if `shrink`."""
         self.queue.clear()
 
         def settled() -> bool:
@@ -182,36 +202,38 @@ class Mpi:
                 self.progress()
             except (RunError, UserError):
                 pass  # one failure has been told already
-            return all(worker.flight is None for worker in self.workers)
-        if not patiently(settled, perf_counter() + grace):
-            late = [worker.rank for worker in self.workers if worker.flight is not None]
-            print(f"mpiprop: ranks {late} did not answer for {grace:.0f} s; aborting", flush=True)
-            self.comm.Abort(FAILED if code is None else code)
-        header = pack(kind=STOP, code=code)
+            return self.hung or all(worker.flight is None for worker in self.workers)
+        if not patiently(settled, perf_counter() + grace) or self.hung or self.lost and not self.go_on:
+            self.say("some ranks do not answer; ending the job")
+            self.comm.Abort(PREEMPTED if code is None else code)
+        shrink = shrink or self.go_on and self.comm.Get_failed().size > 0
+        header = pack(kind=STOP, code=code, shrink=shrink)
         requests = [self.comm.Isend(header, worker.rank, TASK) for worker in self.workers]
         patiently(lambda: MPI.Request.Testall(requests))
-        while self.comm.Iprobe(MPI.ANY_SOURCE, ALERT):
+        while self._alerted():
             self.comm.Recv([bytearray(0), MPI.BYTE], MPI.ANY_SOURCE, ALERT)
+        return shrink
 
 
 def serve(comm: MPI.Comm, unit: Unit, layout: Layout, device: torch.device, stopped: Callable[[], bool], *,
-          cuda_aware: bool = False) -> int | None:
-    """A worker's life: evaluate what rank 0 sends until it says stop. Returns the exit code that comes with it, or None."""
+          cuda_aware: bool = False, alerts_to: MPI.Comm | None = None) -> dict:
+    """A worker's life: evaluate what rank 0 of `comm` sends until it says stop. Returns what it says then: the exit code of
+    the run, or None where another stage follows, and whether ranks were lost. Raises MPI.Exception where that rank dies."""
     wire, header = Wire(comm, device, cuda_aware), np.empty(HEADER, np.uint8)
     alerts: list[MPI.Request] = []
     while True:
         request, arrived = comm.Irecv(header, 0, TASK), False
         while not arrived:
             if stopped() and not alerts:
-                alerts.append(comm.Isend([bytearray(0), MPI.BYTE], 0, ALERT))
+                alerts.append((alerts_to or comm).Isend([bytearray(0), MPI.BYTE], 0, ALERT))
             arrived = patiently(request.Test, perf_counter() + 0.05)
         task = unpack(header)
         if task["kind"] == STOP:
-            return task["code"]
+            return task
         request, flat = wire.receive(task["L"], 0)
         patiently(request.Test)
         try:
-            drift = unit(Theta(wire.arrived(flat), layout), task["tau"])
+            drift = unit(Theta(wire.arrived(flat), layout), task["tau"], *task["part"])
             reply = pack(kind=DRIFT, tau=task["tau"], D=len(drift.grad), seconds=drift.seconds, scalars=dict(drift.scalars))
         except Exception as error:
             report_failure(comm, error, f"step {task['tau']}")
@@ -225,6 +247,6 @@ def serve(comm: MPI.Comm, unit: Unit, layout: Layout, device: torch.device, stop
 def report_failure(comm: MPI.Comm, error: BaseException, where: str) -> None:
     """Tell rank 0 why this rank cannot go on; it stops the job."""
     text = str(error) if isinstance(error, (UserError, RunError)) else f"{type(error).__name__}: {error}"
-    code = MISTAKE if isinstance(error, UserError) else 1
-    line = f"rank {comm.rank} on {socket.gethostname()}, {where}: {text}"[: HEADER // 8]  # up to 4 bytes a letter
-    patiently(comm.Isend(pack(kind=FAILURE, code=code, text=line), 0, DRIFT).Test)
+    rank = MPI.COMM_WORLD.rank
+    line = f"rank {rank} on {socket.gethostname()}, {where}: {text}"[: HEADER // 8]  # up to 4 bytes a letter
+    patiently(comm.Isend(pack(kind=FAILURE, code=exit_code(error), text=line), 0, DRIFT).Test)

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import FAILED, MISTAKE, RunError, UserError
+from ..core.errors import FAILED, RunError, UserError, coded, exit_code
 
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -31,6 +32,7 @@ class World:
     comm: Any = None  # MPI.Comm, or None for a process alone
     rank: int = 0
     size: int = 1
+    names: tuple[str, ...] = ("rank 0",)  # of all ranks, with their hosts
 
     @classmethod
     def open(cls) -> "World":
@@ -47,17 +49,19 @@ class World:
         if comm.size != told:
             raise UserError(f"the launcher started {told} ranks, the MPI library sees {comm.size}: mpirun and libmpi are of "
                             "different kinds (set MPI4PY_LIBMPI, or use the mpirun of the same installation)")
-        world = cls(comm, comm.rank, comm.size)
+        world = cls.of(comm)
         sys.excepthook = world._abort
         return world
+
+    @classmethod
+    def of(cls, comm: Any) -> "World":
+        """The ranks of `comm` (collective)."""
+        names = comm.allgather(socket.gethostname())
+        return cls(comm, comm.rank, comm.size, tuple(f"rank {rank} on {host}" for rank, host in enumerate(names)))
 
     @property
     def root(self) -> bool:
         return self.rank == 0
-
-    @property
-    def host(self) -> str:
-        return socket.gethostname()
 
     def device(self, wanted: str) -> torch.device:
         """This rank's device: GPUs are dealt out to the ranks of a host in turn, and compute the same bits every time.
@@ -71,13 +75,32 @@ class World:
         if wanted == "cpu" or wanted == "auto" and not torch.cuda.is_available():
             return torch.device("cpu")
         if not torch.cuda.is_available():
-            raise UserError(f"device=cuda: no usable GPU on {self.host}; use device=cpu or device=auto")
+            raise UserError(f"device=cuda: no usable GPU on {socket.gethostname()}; use device=cpu or device=auto")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
+
+    def prove(self, device: torch.device) -> None:
+        """Raises UserError where device memory is to be handed to MPI and does not arrive (collective)."""
+        if self.comm is not None:
+            from .wire import cuda_aware, prove
+            if all(self.comm.allgather(cuda_aware(device))):
+                prove(self.comm, device)
+
+    def shrunk(self) -> "World":
+        """The ranks that are left after some died (collective among them; needs an MPI that survives it)."""
+        return self.of(self.comm.Shrink())
+
+    def crowded(self, device: torch.device) -> str:
+        """Which GPUs several ranks share, as text; empty where none does (collective)."""
+        if self.size == 1:
+            return ""
+        mine = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)) if device.type == "cuda" else None
+        counts = Counter(gpu for gpu in self.comm.allgather(mine) if gpu)
+        return ", ".join(f"{n} ranks share GPU {uuid} of {host}" for (host, uuid), n in counts.items() if n > 1)
 
     def together(self, part: Callable[[], Any], by: int | None = None) -> Any:
         """What `part` returns: on every rank its own, or with `by` that rank's, sent to all (the others do nothing).
@@ -99,13 +122,12 @@ class World:
         patiently(self.comm.Ibarrier().Test)  # the long wait is a polite one
         failures = [failure for failure in self.comm.allgather(self._tell(error)) if failure]
         if failures:
-            kind, text = failures[0]
-            raise (UserError if kind == MISTAKE else RunError)(text) from error
+            raise coded(*failures[0]) from error
         return value if by is None else self.comm.bcast(value, by % self.size)
 
     def _abort(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """What nobody caught ends the whole job: a rank that only dies leaves the others waiting for it."""
-        print(f"mpiprop: rank {self.rank} on {self.host}: {kind.__name__}: {error} (a defect)", file=sys.stderr, flush=True)
+        print(f"mpiprop: {self.names[self.rank]}: {kind.__name__}: {error} (a defect)", file=sys.stderr, flush=True)
         traceback.print_exception(kind, error, trace)
         self.comm.Abort(FAILED)
 
@@ -113,5 +135,5 @@ class World:
         if error is None:
             return None
         if isinstance(error, (UserError, RunError)):
-            return (MISTAKE if isinstance(error, UserError) else 1), str(error)
-        return 1, f"rank {self.rank} on {self.host}: {type(error).__name__}: {error}"
+            return exit_code(error), str(error)
+        return FAILED, f"{self.names[self.rank]}: {type(error).__name__}: {error}"

@@ -64,6 +64,15 @@ class Samples:
     positions: Tensor  # [S, 3]
     directions: Tensor  # [S, 3] unit
     normals: Tensor | None  # [S, 3] unit, where computed
+    slope: Tensor | None = None  # [S, 3] gradient of the signed distance, where the shape is one and normals are computed
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The closed mesh behind an image."""
+
+    vertices: Tensor  # [V, 3] world units
+    faces: Tensor  # [F, 3] int64, counterclockwise seen from outside
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Image:
     depth: Tensor  # [B, H, W, 1] sum of weights times t, world units
     normal: Tensor | None = None  # [B, H, W, 3] composited, unit (zero where the ray is empty), where computed
     samples: Samples | None = None
+    surface: Surface | None = None
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:

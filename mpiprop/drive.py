@@ -1,0 +1,101 @@
+"""Rank 0's part in a stage: the loop `for window in propel(...)`, and around it what is kept, told and shown."""
+
+from pathlib import Path
+
+from . import __version__, checkpoint, config, results, stop
+from .config import Run
+from .core.errors import DONE, PREEMPTED, Preempted, UserError, exit_code
+from .core.log import Log
+from .core.theta import Drift, State
+from .keeper import Keeper
+from .picard.propeller import Window, propel
+from .picard.rollout import Rollout
+from .recipe import Stage
+from .reporter import Reporter
+from .transport.base import Transport
+
+
+class Drive:
+    """A stage from its checkpoint, or from its beginning, to its end."""
+
+    def __init__(self, run: Run, text: str, stage: Stage, folder: Path, log: Log, transport: Transport, last: bool) -> None:
+        self.run, self.stage, self.folder, self.log, self.transport, self.last = run, stage, folder, log, transport, last
+        self.keeper = Keeper(folder / "window.h5", stage.name, run.seed, text, run.checkpoint.every_s)
+        self.reporter = Reporter(run, stage, folder, log)
+
+    def __call__(self) -> int | None:
+        """The exit code of the run, None if another stage follows. Raises Preempted, or what went wrong, after saving."""
+        rollout, complete = self.stage.rollout(), False
+        self.window = self._begin(rollout)
+        self.reporter.begin(self.window)
+        try:
+            if self.window.x.tau == 0:
+                self.keeper.save(self.window)
+            self._loop(rollout)
+            complete = self.last
+            self.keeper.save(self.window, complete)
+            if self.last:
+                results.write(self.run, self.stage, self.window.x.theta, self.folder, self.log, self._stay)
+                self.reporter.state("done")
+        except Exception as error:
+            state = "failed"
+            try:
+                self.keeper.save(self.window, complete)
+                state = "preempted" if exit_code(error) == PREEMPTED else "failed"
+                if isinstance(error, Preempted):
+                    self.log.say(f"{stop.asked() or 'a signal on another rank'}: step {self.window.x.tau} of {self.stage.T} "
+                                 f"saved in {self.keeper.path}; run again with --resume")
+                    (self.folder / "stop").unlink(missing_ok=True)
+            finally:
+                self.reporter.state(state)
+            raise
+        return DONE if self.last else None
+
+    def _begin(self, rollout: Rollout) -> Window:
+        """The window to go on from: the checkpoint's, or a new one, from where the previous stage ended if there is one."""
+        stage, path = self.stage, self.keeper.path
+        found = checkpoint.load(path, stage.device) if path.exists() else None
+        if found and found.stage == stage.name:
+            if found.window.x.theta.layout != stage.scene.layout:
+                raise UserError(f"{path}: its numbers are laid out otherwise than those of stage {stage.name}; "
+                                "give the same configuration, or another --out")
+            self.log.rewind(stage.name, found.window.k)
+            self.log.say(f"resumed {path} at step {found.window.x.tau} of {stage.T}")
+            then = config.parse(config.loads(found.config, "checkpoint"), str(path))
+            (window,) = (one.window for one in then.stages if one.name == stage.name)
+            return stage.retold(found.window, window.threshold)
+        if found is None and self.run.from_:
+            path = Path(self.run.from_) / "window.h5"
+            found = checkpoint.load(path, stage.device)
+        if found is None:
+            theta = stage.scene.theta()
+        else:
+            then = config.parse(config.loads(found.config, "checkpoint"), str(path))
+            index = [one.name for one in then.stages].index(found.stage)
+            theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta)
+            self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
+        D, L = theta.layout.D, theta.layout.L
+        self.log.say(f"mpiprop {__version__}: {self.run.prompt!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
+                     f"({L - D:,} ride along), on {stage.device} -> {self.folder}")
+        return stage.open_window(rollout, theta)
+
+    def _loop(self, rollout: Rollout) -> None:
+        stage, reporter = self.stage, self.reporter
+
+        def h_dagger(drift: Drift, x: State) -> State:
+            with reporter.timed("rollout"):
+                return rollout(drift, x)
+
+        for self.window in propel(self.window, self.transport, h_dagger, p=stage.config.window.size, T=stage.T,
+                                  threshold=stage.threshold(), predict=stage.predictor(rollout)):
+            reporter.slide(self.window, self.transport)
+            with reporter.timed("checkpoint"):
+                self.keeper.offer(self.window)
+            with reporter.timed("preview"):
+                reporter.show(self.window)
+            self._stay()
+
+    def _stay(self) -> None:
+        """Raises Preempted if the run has been asked to leave."""
+        if self.transport.asked():
+            raise Preempted

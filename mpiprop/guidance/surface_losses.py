@@ -1,0 +1,46 @@
+"""What keeps a surface smooth and a distance a distance (Magic3D; ProlificDreamer; TextMesh, eq. 5).
+
+Letters: V vertices and F faces of a closed mesh whose faces all turn the same way, so that each edge is walked once in
+either direction and no table of edges is needed; N points. All are differentiable in the vertices or the slope.
+"""
+
+import torch
+from torch import Tensor
+
+from ..shapes.triangles import face_areas, vertex_normals
+
+
+def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Mean over the edges of 1 - cos between the normals of vertices [V, 3] at both ends (Magic3D's, weight 10 000)."""
+    start, end = _walked(faces)
+    once = start < end
+    normals = vertex_normals(vertices, faces)
+    return 1 - (normals[start[once]] * normals[end[once]]).sum(-1).mean()
+
+
+def face_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Mean over the edges of 1 - cos between the normals of both faces there; faces without an area count as bent by
+    a right angle."""
+    start, end = _walked(faces)
+    key = torch.minimum(start, end) * len(vertices) + torch.maximum(start, end)
+    one, other = (key.argsort(stable=True) % len(faces)).view(-1, 2).unbind(1)
+    areas = face_areas(vertices, faces)
+    normals = areas * (areas.square().sum(-1, keepdim=True) + 1e-30).rsqrt()
+    return 1 - (normals[one] * normals[other]).sum(-1).mean()
+
+
+def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Mean over the vertices [V, 3] of |sum over neighbours of v - neighbour|, the uniform Laplacian."""
+    start, end = _walked(faces)
+    rows = torch.zeros_like(vertices).index_add(0, start, vertices[start] - vertices[end])
+    return (rows.square().sum(-1) + 1e-20).sqrt().mean()
+
+
+def eikonal(slope: Tensor) -> Tensor:
+    """Mean of (|slope| - 1)^2 over gradients [N, 3] of a signed distance."""
+    return ((slope.square().sum(-1) + 1e-20).sqrt() - 1).square().mean()
+
+
+def _walked(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and end [3 F] of each face's edges, corner after corner."""
+    return faces.T.reshape(-1), faces[:, [1, 2, 0]].T.reshape(-1)

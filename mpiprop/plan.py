@@ -1,0 +1,202 @@
+"""Predicted time, memory and traffic of a stage for each way to spread it over ranks.
+
+The letters of DreamPropeller (arXiv 2311.17082, section 4): T steps, K iterations, p the window's size. Besides: G groups of
+b ranks ("shards") evaluate one step each, D trained numbers, L = D + those that ride along. Arithmetic on what was measured,
+nothing is run here; where the laws come from is told in tools/README.md, "Planning a run".
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from math import ceil, inf
+
+FLOAT = 4  # bytes of a number
+SHOWN = 12  # rows of a table at most
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage has to do."""
+
+    name: str
+    T: int
+    batches: tuple[int, ...]  # views a step, of each term
+    D: int
+    L: int
+    slots: int = 2  # moments of the optimiser
+
+    @property
+    def message(self) -> int:
+        """Bytes that one evaluation costs a link: a theta there, a gradient back."""
+        return FLOAT * (self.L + self.D)
+
+    def part(self, b: int) -> int:
+        """The views in the largest of b parts of a batch."""
+        return sum(ceil(batch / b) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What things take (s)."""
+
+    evaluate: float  # a whole batch on one device
+    rollout: float = 0.0  # an optimiser step
+    byte: float = 0.0  # a byte on a link
+    fixed: float = 0.1  # share of an evaluation that does not depend on the number of views
+
+    def evaluation(self, work: Work, b: int = 1) -> float:
+        """Seconds of one evaluation by b ranks: the largest part, and what the first of them hands on and takes in."""
+        share = self.fixed + (1 - self.fixed) * work.part(b) / work.part(1)
+        return self.evaluate * share + (b - 1) * work.message * self.byte
+
+    def scaled(self, then: Work, now: Work) -> "Costs":
+        """The costs of another batch and another number of trained numbers."""
+        share = self.fixed + (1 - self.fixed) * now.part(1) / then.part(1)
+        return replace(self, evaluate=self.evaluate * share, rollout=self.rollout * now.D / then.D)
+
+
+@dataclass(frozen=True)
+class Law:
+    """T/K of a window: 1 + x / (1 + (x / limit)^3)^(1/3), x = reach (p - 1) the steps that an iteration gains at best."""
+
+    reach: float = 1.0
+    limit: float = inf  # steps gained by an endless window
+
+    def __call__(self, p: int) -> float:
+        x = self.reach * (p - 1)
+        return 1 + (x / (1 + (x / self.limit) ** 3) ** (1 / 3) if self.limit else 0.0)
+
+    @classmethod
+    def of(cls, threshold: float | str, predict: str) -> "Law":
+        """The law of a rule for e before anything was measured."""
+        if threshold == "auto":
+            return cls(1.0, 9.0 if predict == "momentum" else 5.5)
+        return cls(0.7) if threshold else cls(0.5, 4.0)
+
+    def through(self, p: int, ratio: float) -> "Law":
+        """The law for which a window of p > 1 has that T/K: with another limit, or where there is none another reach."""
+        x, gained = self.reach * (p - 1), max(0.0, ratio - 1)
+        if self.limit == inf or gained >= x:
+            return Law(min(1.0, gained / (p - 1)))
+        return replace(self, limit=gained and x / ((x / gained) ** 3 - 1) ** (1 / 3))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run a stage, and what is predicted of it. Memory counts vectors of D and L numbers alone."""
+
+    ranks: int
+    size: int
+    shards: int
+    ratio: float  # T/K
+    seconds: float
+    speedup: float  # over one rank that takes step after step
+    evaluate: float  # share of the time, as are the next two
+    rollout: float
+    transport: float
+    root_bytes: int
+    worker_bytes: int
+    root_bytes_per_s: float  # through rank 0's link, both ways together
+
+
+def rounds(p: int, groups: int, ratio: float) -> float:
+    """Evaluations one after another in a slide of p slots: whole turns of the groups where nearly all steps are accepted,
+    while after early errors the groups that are free begin the next slide."""
+    turns = ceil(p / groups)
+    return p / groups + ratio / p * (turns - p / groups)
+
+
+def sequential(work: Work, costs: Costs) -> Choice:
+    """The base line: one rank, one step after another."""
+    step = costs.evaluation(work) + costs.rollout
+    return Choice(1, 1, 1, 1.0, work.T * step, 1.0, 1 - costs.rollout / step, costs.rollout / step, 0.0,
+                  _root_bytes(work, 1), 0, 0.0)
+
+
+def predict(work: Work, costs: Costs, law: Law, size: int, groups: int, shards: int) -> Choice:
+    """A window of `size` on `groups` groups of `shards` ranks."""
+    ratio = law(size)
+    parts = (rounds(size, groups, ratio) * costs.evaluation(work, shards), size * costs.rollout,
+             size * work.message * costs.byte)
+    slide = sum(parts)
+    seconds = work.T / ratio * slide
+    return Choice(1 + groups * shards, size, shards, ratio, seconds, sequential(work, costs).seconds / seconds,
+                  *(part / slide for part in parts), _root_bytes(work, size), _worker_bytes(work, shards),
+                  size * work.message / slide)
+
+
+def choices(work: Work, costs: Costs, law: Law, ranks: int) -> list[Choice]:
+    """All choices that `ranks` ranks allow and the sequential one, the fastest first (of equals the one of fewest ranks)."""
+    ways = {(p, groups, b) for b in _shards(work, ranks - 1) for groups in _halves((ranks - 1) // b)
+            for p in (groups, ceil(1.5 * groups)) if groups * b > 1 and p <= work.T}
+    found = [sequential(work, costs), *(predict(work, costs, law, *way) for way in sorted(ways))]
+    return sorted(found, key=lambda choice: (choice.seconds, choice.ranks))
+
+
+def observe(records: Sequence[Mapping], work: Work, size: int, shards: int, ranks: int, fixed: float,
+            law: Law) -> tuple[Costs, Law]:
+    """Costs and law of a stage that ran on so many ranks, from its slides in metrics.jsonl. The first slide, which reads
+    weights and touches all memory, counts only where it is the only one; one rank alone tells nothing of transport."""
+    slides = records[1:] or records
+    ratio = records[-1]["tau"] / records[-1]["k"]
+    evaluations = sum(slide.get("evaluations", len(slide["errors"])) for slide in slides)
+    total = {part: sum(slide[part] for slide in slides) for part in ("evaluate_s", "rollout_s", "transport_s")}
+    byte, turns = 0.0, float(evaluations)
+    if ranks > 1:
+        byte = total["transport_s"] / (max(1, evaluations) * work.message)
+        groups = ceil((ranks - 1) / shards)
+        turns = sum(rounds(p := len(slide["errors"]), groups, min(ratio, p)) for slide in slides)
+    b = shards if ranks > 1 else 1
+    unit = Costs(1.0, fixed=fixed).evaluation(work, b)
+    evaluate = max(0.0, total["evaluate_s"] / max(1.0, turns) - (b - 1) * work.message * byte) / unit
+    steps = sum(len(slide["errors"]) for slide in slides)
+    return Costs(evaluate, total["rollout_s"] / steps, byte, fixed), law.through(size, ratio) if size > 1 else law
+
+
+def table(found: Sequence[Choice]) -> str:
+    """The choices as an aligned table: the first is marked, the sequential one is always shown."""
+    shown = [choice for i, choice in enumerate(found) if i < SHOWN or choice.ranks == 1]
+    head = ("", "ranks", "window.size", "window.shards", "T/K", "time", "speed-up", "evaluate", "rollout", "transport",
+            "root GB", "worker GB", "root GB/s")
+    rows = [head, *(_row(choice, choice is found[0]) for choice in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    return "\n".join(lines + [f"({left} slower ones: --json)" for left in [len(found) - len(shown)] if left])
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, with a decimal below a minute."""
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def _row(choice: Choice, best: bool) -> tuple[str, ...]:
+    note = "best" if best else "sequential" if choice.ranks == 1 else ""
+    shares = (f"{share:.0%}" for share in (choice.evaluate, choice.rollout, choice.transport))
+    return (note, str(choice.ranks), str(choice.size), str(choice.shards), f"{choice.ratio:.2f}", clock(choice.seconds),
+            f"{choice.speedup:.2f}", *shares, f"{choice.root_bytes / 1e9:.2f}", f"{choice.worker_bytes / 1e9:.2f}",
+            f"{choice.root_bytes_per_s / 1e9:.3f}")
+
+
+def _shards(work: Work, workers: int) -> Iterator[int]:
+    """Numbers of parts up to `workers`, each the smallest that makes the largest part smaller."""
+    least = inf
+    for b in range(1, min(workers, max(work.batches)) + 1):
+        if work.part(b) < least:
+            least = work.part(b)
+            yield b
+
+
+def _halves(n: int) -> Iterator[int]:
+    while n:
+        yield n
+        n //= 2
+
+
+def _root_bytes(work: Work, p: int) -> int:
+    """Rank 0: thetas of this iteration and the next, drifts used and arriving, moments accepted and rolled out, the scene."""
+    return FLOAT * ((2 * p + 2) * work.L + (2 * p + 2 * work.slots) * work.D + work.L + work.D)
+
+
+def _worker_bytes(work: Work, b: int) -> int:
+    """The first of a group: theta and gradient, and where it has help the sum and the other parts' gradients."""
+    return FLOAT * (work.L + work.D + (b * work.D if b > 1 else 0))

@@ -1,0 +1,56 @@
+"""Rendering of surfaces: what each pixel centre sees, shaded, with antialiased silhouettes (Magic3D, section 4.2).
+
+Letters: B views, H x W pixels, M vertices and F faces of the surface, S pixels that it covers.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..core.steps import Streams
+from ..shapes.triangles import vertex_normals
+from ..views.cameras import Image, Surface, Views
+from . import nvdiffrast, raster
+from .raster import clip, neighbours
+from .volume import Shade
+
+
+class Mesh:
+    """A renderer of shapes that have a surface.
+
+    near: distance of the near plane (world units)
+    far: distance of the far plane (world units)
+    backend: what rasterises: "torch" (any device) or "nvdiffrast" (CUDA, its licence is not for commercial use)
+    """
+
+    def __init__(self, *, near: float = 0.1, far: float = 100.0,
+                 backend: Literal["torch", "nvdiffrast"] = "torch") -> None:
+        self.near, self.far = near, far
+        self.tool = raster if backend == "torch" else nvdiffrast
+
+    def step(self, shape: nn.Module) -> float:
+        """Nothing is sampled along rays."""
+        return 0.0
+
+    def __call__(self, shape: nn.Module, shade: Shade, background: Callable[[Tensor], Tensor], views: Views,
+                 rng: Streams | None = None, normals: bool = True) -> Image:
+        """The image of `shape`'s surface before `background`; differentiable in all parameters. The normals of the image
+        are there whether asked for or not."""
+        vertices, faces = shape.surface()
+        positions = clip(views, vertices, self.near, self.far)
+        fragments = self.tool.rasterize(positions, faces, views.size)
+        seen = torch.cat([vertices, vertex_normals(vertices, faces)], -1)
+        points, normal = self.tool.interpolate(seen[None], faces, fragments).split(3, -1)
+        hit = fragments.face >= 0
+        normal = normalize(normal, dim=-1)
+        origins, directions = views.rays()
+        light = views.light[:, None, None].expand_as(points)
+        colour = shade(shape.features(points[hit]), points[hit], normal[hit], light[hit])
+        rgb = background(directions).masked_scatter(hit[..., None], colour)
+        depth = ((points - origins) * directions).sum(-1, keepdim=True) * hit[..., None]
+        layers = torch.cat([rgb, hit[..., None].to(rgb), normal], -1)
+        rgb, opacity, normal = self.tool.antialias(layers, fragments, positions, faces, neighbours(faces)).split([3, 1, 3], -1)
+        return Image(rgb, opacity, depth, normal, surface=Surface(vertices, faces))

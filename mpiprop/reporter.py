@@ -1,0 +1,101 @@
+"""Tells of a stage's slides: metrics.jsonl, the progress line, the file `status`, previews, and TensorBoard if asked for."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from . import results
+from .config import Run
+from .core.errors import UserError
+from .core.log import Log
+from .picard.propeller import Window
+from .recipe import Stage
+from .transport.base import Transport
+
+
+class Reporter:
+    """Rank 0's account of one stage."""
+
+    def __init__(self, run: Run, stage: Stage, folder: Path, log: Log) -> None:
+        self.run, self.stage, self.folder, self.log = run, stage, folder, log
+        self.spent: Counter[str] = Counter()  # seconds of rank 0 by part since the last slide
+
+    def begin(self, window: Window) -> None:
+        """What follows goes on from `window`. Raises UserError if TensorBoard is wanted and not there."""
+        self.window, self.first = window, window.x.tau
+        self.began = self.clock = self.shown = perf_counter()
+        wanted = os.environ.get("MPIPROP_TENSORBOARD") == "1"
+        self.board = _board(self.folder / "tensorboard" / self.stage.name, self.first + 1) if wanted else None
+        self.state("running")
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Counts the seconds inside as spent on `part`."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[part] += perf_counter() - start
+
+    def slide(self, window: Window, transport: Transport) -> None:
+        """Record the slide that led to `window`. Raises RunError if the disk is full."""
+        self.window, now, spent, T = window, perf_counter(), self.spent, self.stage.T
+        evaluations, evaluate_s = transport.busy.since(self.clock)
+        seconds = now - self.clock - spent["preview"]
+        apart = evaluate_s + spent["rollout"] + spent["checkpoint"]
+        losses = {name: fmean(step[name] for step in window.scalars if name in step) for name in window.scalars[-1]}
+        self.log.record(stage=self.stage.name, tau=window.x.tau, k=window.k, stride=window.stride, e=window.e,
+                        errors=list(window.errors), evaluations=evaluations, seconds=seconds, evaluate_s=evaluate_s,
+                        rollout_s=spent["rollout"], transport_s=max(0.0, seconds - apart),
+                        checkpoint_s=spent["checkpoint"], ranks=transport.ranks, **losses)
+        told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
+        self.log.progress(f"{self.stage.name} {window.x.tau:{len(str(T))}d}/{T}  T/K {window.x.tau / window.k:.2f}  stride "
+                          f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}  ETA {self._left()}",
+                          last=window.x.tau == T)
+        self.log.status(self._status("running"), seldom=True)
+        if self.board:
+            values = {"stride": window.stride, "e": window.e, "error": max(window.errors), "seconds": seconds}
+            for name, value in (values | losses).items():
+                self.board.add_scalar(name, value, window.x.tau)
+        self.clock, self.spent = now, Counter()
+
+    def show(self, window: Window) -> None:
+        """A preview of `window`, if one is due."""
+        every_s = self.run.preview.every_s
+        if every_s and perf_counter() - self.shown > every_s:
+            picture = results.preview(self.run, self.stage, window.x.theta, window.x.tau, self.folder)
+            if self.board:
+                self.board.add_image("preview", picture, window.x.tau, dataformats="HWC")
+            self.shown = perf_counter()
+
+    def state(self, state: str) -> None:
+        """Put running, preempted, done or failed before how far the run has come, in `status`."""
+        self.log.status(self._status(state))
+        if self.board and state != "running":
+            self.board.close()
+
+    def _status(self, state: str) -> str:
+        x, k = self.window.x, self.window.k
+        left = f" ETA {self._left()}" if state == "running" and x.tau > self.first else ""
+        return f"{state} {self.stage.name} {x.tau}/{self.stage.T} T/K {x.tau / max(1, k):.1f}{left}"
+
+    def _left(self) -> str:
+        """The time to the stage's end at the pace so far, as [h:]mm:ss."""
+        tau = self.window.x.tau
+        left = int((perf_counter() - self.began) / max(1, tau - self.first) * (self.stage.T - tau))
+        hours = f"{left // 3600}:" if left >= 3600 else ""
+        return f"{hours}{left // 60 % 60:0{2 if hours else 1}d}:{left % 60:02d}"
+
+
+def _board(folder: Path, purge: int) -> Any:
+    """A TensorBoard writer for `folder`, where records from step `purge` on, of a run that was killed, no longer count."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("MPIPROP_TENSORBOARD=1: TensorBoard is not installed; pip install 'mpiprop[tensorboard]'") from None
+    return SummaryWriter(str(folder), purge_step=purge, flush_secs=10)

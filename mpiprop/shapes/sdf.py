@@ -1,0 +1,200 @@
+"""A signed distance on a hash grid, rendered as a density: TextMesh's shape (Tsalicoglou et al. 2023, section 3.1).
+
+Both densities are s times a distribution function of -s f: matter of density s inside, that thins out over about 1 / s
+around the surface f = 0. NeuS (Wang et al. 2021, eq. 10) has the logistic one: a short step dt has the opacity
+(Phi(s f) - Phi(s (f - dt))) / Phi(s f) of a section that meets the surface head-on, Phi the sigmoid. VolSDF (Yariv et al.
+2021, eq. 2) has Laplace's. Neither looks at the ray's direction, so any volume renderer takes them. Letters: N points.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from ..core.steps import Streams, normal as normal_draws, uniform
+from . import triangles
+from .base import Field, Values
+from .encoding import HashEncoding
+from .networks import MLP
+from .occupancy import EVERY, Occupancy
+
+POOL, BATCH, NEAR = 1 << 14, 1 << 12, 0.05  # points known and looked at in a step when fitting; their spread (of radius)
+
+
+def neus(f: Tensor, s: Tensor) -> Tensor:
+    """Density [N] = phi_s(f) / Phi_s(f) = s / (1 + exp(s f)) at signed distances [N]."""
+    return s * torch.sigmoid(-s * f)
+
+
+def volsdf(f: Tensor, s: Tensor) -> Tensor:
+    """Density [N] = s Psi(-f), Psi the distribution function of Laplace with scale 1 / s, s <= 80, at signed distances
+    [N]."""
+    s = s.clamp(max=80.0)
+    return s * (0.5 + 0.5 * f.sign() * torch.expm1(-s * f.abs()))
+
+
+DENSITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"neus": neus, "volsdf": volsdf}
+
+
+class Sharpness(nn.Module):
+    """The trained number v of s = exp(10 v)."""
+
+    def __init__(self, v: float) -> None:
+        super().__init__()
+        self.variance = nn.Parameter(torch.tensor([v]))
+
+    def forward(self) -> Tensor:
+        """s [1], per world unit, in [1e-6, 1e6]."""
+        return torch.exp(10 * self.variance).clamp(1e-6, 1e6)
+
+
+class SDF(Field):
+    """Signed distance and three features from a hash encoding and two small networks, around a sphere.
+
+    radius: half side of the box that holds everything (world units)
+    levels: grids in the pyramid, of 2 features each
+    log2_table: binary logarithm of the most entries a grid may have
+    base_resolution: cells a side of the coarsest grid
+    growth: resolution of a grid over that of the next coarser one
+    start_level: grids in use from the start; `levels` or more: all
+    start_step: step from which on further grids come into use
+    update_steps: steps from one further grid to the next
+    hidden: width of the networks' hidden layers
+    hidden_layers: hidden layers in each network
+    density: how density follows from distance
+    variance: v to begin with, trained; the density inside is s = exp(10 v) per world unit
+    sphere: radius of the sphere to begin with (world units)
+    fit: mesh file to begin with, centred; z up in PLY and STL files, y up in all others
+    fit_size: half of that mesh's longest side (world units)
+    fit_steps: Adam steps that fit it
+    normal: where normals come from: forward differences of the distance, its exact gradient, or nowhere
+    normal_step: step of the differences (world units); progressive: a cell of the finest grid in use
+    occupancy_resolution: cells a side of the grid that tells where matter is
+    occupancy_decay: factor on what a cell remembers at each of its renewals
+    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same; auto: tcnn where it can be
+    """
+
+    level = 0.0
+
+    def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,
+                 base_resolution: int = 16, growth: float = 1.381912879967776, start_level: int = 8,
+                 start_step: int = 2000, update_steps: int = 500, hidden: int = 64, hidden_layers: int = 1,
+                 density: Literal["neus", "volsdf"] = "neus", variance: float = 0.3, sphere: float = 0.5,
+                 fit: str | None = None, fit_size: float = 0.5, fit_steps: int = 500,
+                 normal: Literal["finite_difference", "analytic", "none"] = "finite_difference",
+                 normal_step: float | Literal["progressive"] = "progressive", occupancy_resolution: int = 32,
+                 occupancy_decay: float = 0.95, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
+        super().__init__()
+        self.radius, self.sphere = radius, sphere
+        self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
+        widths = (self.encoding.channels, *hidden_layers * (hidden,))
+        self.sdf_network = MLP(rng.of("sdf"), *widths, 1)
+        self.feature_network = MLP(rng.of("features"), *widths, 3)
+        self.sharpness = Sharpness(variance)  # after the table, which must lie at an even place in theta
+        self.start_level, self.start_step, self.update_steps = start_level, start_step, update_steps
+        self.thicken, self.normal, self.has_normals = DENSITIES[density], normal, normal != "none"
+        self.normal_step = normal_step
+        self.at(0)
+        if fit is not None:
+            self._fit(*triangles.load(fit, fit_size), fit_steps, rng.of("fit"))
+        self.cells = Occupancy(occupancy_resolution, occupancy_decay)
+        self.refresh(0, 0.0, rng)
+
+    @property
+    def difference(self) -> float:
+        """The step along which the distance is compared for a normal, now (world units)."""
+        if self.normal_step != "progressive":
+            return self.normal_step
+        return 2 * self.radius / (self.encoding.levels[self.encoding.active - 1].scale + 1)
+
+    def at(self, tau: int) -> None:
+        more = max(tau - self.start_step, 0) // self.update_steps
+        self.encoding.active = min(self.start_level + more, len(self.encoding.levels))
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Signed distance [N] at points [N, 3], negative inside (world units)."""
+        return self.sdf_network(self.encoding(self._unit(x)))[0] + self._ball(x)[0]
+
+    def solid(self, x: Tensor) -> Tensor:
+        return -self.distance(x)
+
+    def density(self, x: Tensor) -> Tensor:
+        return self.thicken(self.distance(x), self.sharpness())
+
+    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+        unit = self._unit(x)
+        analytic = normals and self.normal == "analytic"
+        read = self.encoding.read(unit, analytic)
+        with torch.no_grad():
+            density = self.thicken(self.sdf_network(read[0])[0] + self._ball(x)[0], self.sharpness())
+
+        def values(which: Tensor | slice) -> Values:
+            some = x[which]
+            code, pull = self.encoding.attach(unit[:, which], read[:, :, which])
+            ball, radial = self._ball(some)
+            if analytic:
+                raw, weights = self.sdf_network.value_and_gradient(code)
+                slope = pull(weights) / (2 * self.radius) + radial
+            else:
+                raw = self.sdf_network(code)[0]
+                slope = self._differences(some, raw + ball) if normals else None
+            density = self.thicken(raw + ball, self.sharpness())
+            features = self.feature_network(code).T
+            if slope is None:
+                return Values(density, features, None)
+            unit_slope = slope * slope.square().sum(0).clamp(min=1e-24).rsqrt()
+            return Values(density, features, unit_slope.T, slope.T)
+        return density, values
+
+    def occupancy(self) -> Tensor:
+        return self.cells.grid()
+
+    def riding(self) -> dict[str, Tensor]:
+        return {"cells.values": self.cells.values}
+
+    def due(self, tau: int) -> bool:
+        return tau % EVERY == 0
+
+    def refresh(self, tau: int, step: float, rng: Streams) -> None:
+        self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, step, rng)
+
+    def _differences(self, x: Tensor, f: Tensor) -> Tensor:
+        """The slope [3, N] from distances f [N] at points [N, 3] and at one step along each axis, away from the box's
+        wall."""
+        step = self.difference
+        ahead = torch.where(x + step > self.radius, -step, step)
+        there = x + torch.eye(3, device=x.device)[:, None] * ahead
+        return (self.distance(there.view(-1, 3)).view(3, -1) - f) / ahead.T
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """The points [N, 3] as [3, N] in the unit cube."""
+        return torch.add(0.5, x.T, alpha=0.5 / self.radius).clamp_(0, 1).contiguous()
+
+    def _ball(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The signed distance [N] of the sphere to begin with, and its gradient [3, N]."""
+        x = x.T.contiguous()
+        norm = x.square().sum(0).sqrt()
+        return norm - self.sphere, x / norm.clamp(min=1e-9)
+
+    def _fit(self, vertices: Tensor, faces: Tensor, steps: int, rng: Streams) -> None:
+        """Least squares of the distance to a closed mesh, half of the points close to it (TextMesh's start from a shape)."""
+        area = triangles.face_areas(vertices, faces).norm(dim=-1)
+        face = torch.multinomial(area, POOL // 2, replacement=True, generator=rng("face"))
+        share = -uniform(rng("share"), POOL // 2, 3, lo=1e-6).log()
+        share /= share.sum(1, keepdim=True)
+        near = (share[:, :, None] * vertices[faces[face]]).sum(1) + NEAR * self.radius * normal_draws(
+            rng("near"), POOL // 2, 3)
+        far = uniform(rng("far"), POOL // 2, 3, lo=-self.radius, hi=self.radius)
+        x = torch.cat([near.clamp(-self.radius, self.radius), far])
+        target = triangles.signed_distance(vertices, faces, x)
+        trained = [{"params": self.encoding.parameters(), "lr": 1e-2}, {"params": self.sdf_network.parameters()}]
+        optimiser = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.99), eps=1e-15)
+        for step in range(steps):
+            some = torch.randint(POOL, (BATCH,), generator=rng(f"batch{step}"))
+            optimiser.zero_grad()
+            with torch.enable_grad():
+                mse_loss(self.distance(x[some]), target[some]).backward()
+            optimiser.step()
+        optimiser.zero_grad()

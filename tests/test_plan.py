@@ -1,0 +1,164 @@
+"""Predictions against closed forms, and the command `plan` on a run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpiprop.__main__ import dispatch
+from mpiprop.core.errors import UserError
+from mpiprop.plan import Costs, Law, Work, choices, observe, predict, rounds, sequential, table
+
+WORK = Work("coarse", T=1000, batches=(16,), D=1_000_000, L=1_200_000)
+IDEAL = Law()  # every step of a window is accepted
+
+
+@pytest.mark.parametrize("p", [1, 2, 7, 31])
+def test_ideal_iterations_on_free_links_are_p_times_as_fast(p: int) -> None:
+    assert predict(WORK, Costs(2.0), IDEAL, p, p, 1).speedup == pytest.approx(p)
+
+
+@pytest.mark.parametrize("b", [1, 2, 4, 16])
+def test_shards_divide_what_depends_on_the_views(b: int) -> None:
+    """Amdahl's law with the fixed share."""
+    assert predict(WORK, Costs(2.0, fixed=0.2), IDEAL, 1, 1, b).speedup == pytest.approx(1 / (0.2 + 0.8 / b))
+
+
+def test_the_largest_part_decides() -> None:
+    costs = Costs(2.0, fixed=0.0)
+    assert costs.evaluation(WORK, 3) == pytest.approx(2.0 * 6 / 16)
+    assert costs.evaluation(replace(WORK, batches=(4, 1)), 4) == pytest.approx(2.0 * 2 / 5)
+
+
+def test_sequential_is_evaluations_and_optimiser_steps() -> None:
+    assert sequential(WORK, Costs(2.0, 0.5, 1e-9)).seconds == pytest.approx(1000 * 2.5)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_twice_the_bandwidth_halves_what_messages_take(shards: int) -> None:
+    """The rest of the time is what links without cost leave."""
+    free, slow, fast = (predict(WORK, Costs(1.0, 0.01, byte), IDEAL, 7, 7, shards).seconds for byte in (0, 4e-8, 2e-8))
+    assert slow - free == pytest.approx(2 * (fast - free))
+    assert slow - free == pytest.approx(1000 / 7 * (7 + shards - 1) * 8.8e6 * 4e-8)
+
+
+def test_traffic_is_a_theta_and_a_gradient_for_each_slot() -> None:
+    choice = predict(WORK, Costs(1.0), IDEAL, 7, 7, 1)
+    assert choice.root_bytes_per_s * choice.seconds == pytest.approx(1000 * 4 * (1_000_000 + 1_200_000))
+
+
+def test_rounds_of_equal_groups() -> None:
+    """Full acceptance takes whole turns; early errors let the next iteration fill the gaps."""
+    assert rounds(7, 7, 6.0) == 1
+    assert rounds(6, 4, 6.0) == 2
+    assert rounds(6, 4, 1.0) == pytest.approx(1.5, abs=0.1)
+
+
+def test_law_meets_its_ends_and_the_measured_pair() -> None:
+    law = Law(limit=4.0).through(7, 5.2)
+    assert law(1) == 1 and law(7) == pytest.approx(5.2)
+    assert [law(p) < p for p in (2, 15, 100)] == [True] * 3 and law(15) < law(100) < 1 + law.limit
+    assert Law(limit=4.0).through(7, 7.0) == IDEAL and IDEAL(31) == 31
+    assert Law(limit=4.0).through(7, 1.0)(31) == 1
+    assert Law(0.7).through(3, 2.0)(9) == pytest.approx(5.0), "the paper's rule: a share of the window"
+
+
+@pytest.mark.parametrize("threshold, predict_, p, measured", [
+    ("auto", "momentum", 7, 6.53), ("auto", "momentum", 15, 9.48), ("auto", "copy", 7, 5.57), (5e-6, "copy", 7, 5.16),
+    (5e-6, "copy", 15, 10.1), (0.0, "copy", 3, 1.98), (0.0, "copy", 7, 3.57)])
+def test_laws_before_a_run_are_those_of_the_simulations(threshold: str | float, predict_: str, p: int, measured: float) -> None:
+    assert Law.of(threshold, predict_)(p) == pytest.approx(measured, rel=0.08)
+
+
+def test_one_rank_is_sequential() -> None:
+    assert choices(WORK, Costs(1.0), IDEAL, 1) == [sequential(WORK, Costs(1.0))]
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64, 200])
+@pytest.mark.parametrize("batches", [(1,), (2,), (16,), (4, 1)])
+def test_choices_fit_the_ranks_the_batch_and_the_steps(ranks: int, batches: tuple[int, ...]) -> None:
+    found = choices(replace(WORK, batches=batches, T=40), Costs(1.0), Law(limit=9.0), ranks)
+    assert all(choice.ranks <= ranks and choice.shards <= max(batches) and choice.size <= 40 for choice in found)
+    assert [choice.seconds for choice in found] == sorted(choice.seconds for choice in found)
+
+
+def test_where_windows_saturate_more_ranks_share_batches() -> None:
+    """64 workers on a batch of 16: a window of 64 gains no more than 10 steps."""
+    assert choices(WORK, Costs(1.0, fixed=0.0), Law(limit=9.0), 65)[0].shards > 1
+
+
+def test_costly_links_make_one_rank_the_best() -> None:
+    found = choices(WORK, Costs(1e-3, byte=1e-6), IDEAL, 8)
+    assert found[0] == sequential(WORK, Costs(1e-3))
+    assert table(found).splitlines()[1].split()[:4] == ["best", "1", "1", "1"]
+
+
+@pytest.mark.parametrize("size, groups, shards", [(7, 7, 1), (3, 3, 2), (6, 4, 2)])
+def test_a_run_as_predicted_is_observed_as_it_was(size: int, groups: int, shards: int) -> None:
+    """Observation is the inverse of prediction."""
+    costs, law = Costs(0.8, 0.01, 1e-9, 0.2), Law(limit=9.0)
+    choice = predict(WORK, costs, law, size, groups, shards)
+    K = 1000 / choice.ratio
+    slide = {"errors": [1.0] * size, "evaluations": size} | {
+        f"{part}_s": getattr(choice, part) * choice.seconds / K for part in ("evaluate", "rollout", "transport")}
+    slides = [slide | {"tau": k * choice.ratio, "k": k} for k in (1, 2, 3)]
+    seen, through = observe(slides, WORK, size, shards, choice.ranks, 0.2, Law(limit=4.0))
+    assert (seen.evaluate, seen.rollout, seen.byte) == pytest.approx((0.8, 0.01, 1e-9))
+    assert through.limit == pytest.approx(9.0)
+
+
+def test_one_rank_observed() -> None:
+    slides = [{"tau": k, "k": k, "errors": [0.0], "evaluations": 1, "evaluate_s": 0.5 if k > 1 else 9.0, "rollout_s": 0.1,
+               "transport_s": 0.01} for k in (1, 2, 3)]
+    costs, law = observe(slides, WORK, 1, 1, 1, 0.1, Law(limit=9.0))
+    assert costs == Costs(0.5, pytest.approx(0.1), 0.0, 0.1) and law == Law(limit=9.0)
+
+
+def test_costs_of_another_batch() -> None:
+    scaled = Costs(2.0, 0.1, fixed=0.5).scaled(WORK, replace(WORK, batches=(8,), D=2_000_000))
+    assert (scaled.evaluate, scaled.rollout) == pytest.approx((1.5, 0.2))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder as toy leaves it on 4 ranks: an evaluation of 2 s, a T/K of 2.5."""
+    from mpiprop import config
+    (tmp_path / "config.yaml").write_text(config.resolved(config.load("toy", ["window.size=3"])))
+    slides = [{"stage": "toy", "tau": 5 * k // 2, "k": k, "stride": 2, "e": 0.1, "errors": [0.0] * 3, "seconds": 2.2,
+               "evaluations": 3, "evaluate_s": 2.0, "rollout_s": 0.03, "transport_s": 0.15} for k in range(1, 41)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(slide) + "\n" for slide in slides))
+    return tmp_path
+
+
+def test_plan_of_a_measured_run(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert dispatch(["plan", "toy", "stages.0.steps=1000", "--ranks", "4", "--measured", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (stage,) = told["stages"]
+    assert stage["costs"]["evaluate"] == pytest.approx(2.0)
+    same = next(choice for choice in stage["choices"] if (choice["size"], choice["shards"]) == (3, 1))
+    assert same["seconds"] == pytest.approx(1000 / 2.5 * (2.0 + 0.03 + 0.15))
+    assert told["command"] == "mpirun -n 4 python -m mpiprop run toy stages.0.steps=1000 window.size=3 window.shards=1"
+
+
+def test_plan_tells_a_table_and_its_assumptions(capsys: pytest.CaptureFixture) -> None:
+    assert dispatch(["plan", "toy", "--ranks", "8", "--evaluate", "1", "--rollout", "0.01"]) == 0
+    text = capsys.readouterr().out
+    assert "best" in text and "sequential" in text and "assumed:\n  1 s for 2 views" in text and "2.5 GB/s" in text
+    assert text.splitlines()[-1].startswith("mpirun -n 8 python -m mpiprop run toy window.size=7")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--ranks", "8"], "needs --measured RUN, or --evaluate"),
+    (["--ranks", "0", "--evaluate", "1"], "needs at least 1"),
+    (["--ranks", "8", "--evaluate", "-1"], "--evaluate"),
+    (["--ranks", "8", "--evaluate", "1", "--fixed", "2"], "--fixed"),
+    (["--ranks", "8", "--measured", "no/such/run"], "no/such/run")])
+def test_mistakes(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dispatch(["plan", "toy", *words])
+
+
+def test_a_run_of_other_stages_is_refused(run: Path) -> None:
+    with pytest.raises(UserError, match="has no stage 'coarse' but toy"):
+        dispatch(["plan", "demo", "--ranks", "8", "--measured", str(run)])
