@@ -91,7 +91,7 @@ lost() {
     now=$(python -c 'if True:
         import h5py, sys
         at = h5py.File(sys.argv[1]).attrs
-        print(at["stage"], at["tau"])' "$1/window.h5" 2>/dev/null)
+        print(at["stage"].decode(), at["tau"])' "$1/window.h5" 2>/dev/null)
     [ ! -e "$1/.lost" ] || read -r count last <"$1/.lost"
     [ "$now" = "$last" ] || count=0
     echo "$((++count)) $now" >"$1/.lost"

@@ -13,7 +13,8 @@ from mpiprop.core.steps import Streams
 from mpiprop.recipe import Stage
 
 SMALL = ["stages.0.steps=2", "stages.0.terms.0.views.batch=2", "stages.0.terms.0.views.size=8", "stages.0.render.samples=32",
-         "window.size=2", "preview.every_s=0", "turntable={frames: 2, size: 16}", "mesh.resolution=8"]
+         "window.size=2", "preview.every_s=0", "turntable={frames: 2, size: 16}",
+         "mesh={resolution: 8}"]
 
 
 @pytest.fixture(scope="module")

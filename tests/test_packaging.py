@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 INDIRECT = {"accelerate", "protobuf", "sentencepiece"}  # what diffusers and transformers load models and T5's texts by
-IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
+IMPORTED_AS = {"huggingface-hub": "huggingface_hub", "pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage",
+               "fast-simplification": "fast_simplification"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_packages_imported_are_packages_declared(setup: configparser.ConfigParse
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
     declared = requirements(setup["options"]["install_requires"])
-    optional = requirements(setup["options.extras_require"]["cuda"]) | {"tinycudann"}  # built by hand
+    optional = requirements(setup["options.extras_require"]["cuda"]) | {"tinycudann", "nvdiffrast"}  # built by hand
     assert {IMPORTED_AS.get(name, name) for name in declared - INDIRECT} == \
         imported - set(sys.stdlib_module_names) - optional - {"mpiprop"}
 
@@ -120,4 +121,5 @@ def test_the_test_command_checks_style_and_then_runs_what_is_asked_for(clone: Pa
     subprocess.run([clone / "tools/test", "tests/test_layers.py"], check=True, cwd="/",
                    env={name: value for name, value in os.environ.items() if name != "VENV"} | {"CALLS": str(calls)})
     assert calls.read_text().split() == ["python", "-m", "flake8", "mpiprop", "tests", "tools", "1",
-                                         "python", "-m", "pytest", "-q", "tests/test_layers.py", "1"]
+                                         "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
+                                         "tests/test_layers.py", "1"]

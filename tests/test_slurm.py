@@ -116,7 +116,7 @@ def kill_a_rank(cluster: Cluster, number: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["srun"] + ["mpirun"] * (ROUNDS > 1))
 def test_interrupted_in_every_way_the_bits_are_the_same(cluster, launcher):
-    steps = 1200 * ROUNDS
+    steps = 2500 * ROUNDS
     number = cluster.submit("--ntasks=3", "--nodes=3", ROOT / "jobs/text3d.slurm", cluster.ball, "toy",
                             f"stages.0.steps={steps}", "checkpoint.every_s=0.5", *SMALL, LAUNCHER=launcher)
     ways, moment = [requeue, notice, preempt, kill_a_rank] * ROUNDS, random.Random(steps)

@@ -8,6 +8,7 @@ import h5py
 import pytest
 import tiny_models
 import torch
+import yaml
 from torch import Tensor
 
 from mpiprop import checkpoint, config
@@ -281,8 +282,9 @@ def test_parts_add_up_to_the_batch(folders, parts):
 
 @pytest.mark.mpi
 def test_ranks_and_a_resumed_run_give_the_bits_of_one_process(launch, mpirun, folders, sequential, tmp_path):
-    arguments = ("run", "demo/prolificdreamer", *overrides(folders, "averaged", "window.threshold=0", "window.size=2"),
-                 "checkpoint.every_s=0", "--out", tmp_path / "run", "--resume")
+    tree = config.read("demo/prolificdreamer", overrides(folders, "averaged", "window.threshold=0", "window.size=2"))
+    (tmp_path / "coarse.yaml").write_text(yaml.safe_dump(tree | {"stages": tree["stages"][:1], "mesh": {"resolution": 8}}))
+    arguments = ("run", tmp_path / "coarse.yaml", "checkpoint.every_s=0", "--out", tmp_path / "run", "--resume")
     process, metrics = launch(3, *arguments), tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         time.sleep(0.02)
