@@ -44,7 +44,11 @@ class World:
         except (ImportError, RuntimeError) as error:
             raise UserError(f"started by a launcher, but no MPI library loads here: {str(error).splitlines()[0]} "
                             "(set MPI4PY_LIBMPI, or load the site's MPI module)") from None
-        comm = MPI.COMM_WORLD.Dup()
+        try:
+            comm = MPI.COMM_WORLD.Dup()
+        except MPI.Exception as error:
+            raise UserError(f"the ranks do not reach one another: {error}; look at the settings of the MPI library's network "
+                            "(OMPI_MCA_btl, OMPI_MCA_pml, UCX_TLS)") from None
         told = next((int(os.environ[name]) for name in SIZES if name in os.environ), comm.size)
         if comm.size != told:
             raise UserError(f"the launcher started {told} ranks, the MPI library sees {comm.size}: mpirun and libmpi are of "
