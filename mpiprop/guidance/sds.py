@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Schedule, Streams, at, normal
-from mpiprop.guidance.base import WEIGHTS, annealed, guided, perp_neg, surrogate, timesteps
+from mpiprop.guidance.base import WEIGHTS, annealed, clipped, guided, perp_neg, surrogate, timesteps
 from mpiprop.priors.base import Prior
 from mpiprop.priors.prompts import Prompts
 from mpiprop.views.cameras import Image, Views
@@ -49,8 +49,7 @@ class SDS:
         x_t = bar.sqrt() * x0.detach() + (1 - bar).sqrt() * eps
         g = self.weight(bar) * (self.predict(x_t, t.to(x0.device), views, tau) - eps)
         if self.grad_clip is not None:
-            c = at(self.grad_clip, tau)
-            g = g.clamp(-c, c) + 0 * g  # an infinity becomes NaN, to be refused, rather than c
+            g = clipped(g, at(self.grad_clip, tau))
         scalar = surrogate(x0, g)
         numbers = torch.stack([scalar.detach(), g.norm() / len(g)]).tolist()
         return scalar, {"sds": numbers[0], "grad_norm": numbers[1], "t": float(t.float().mean())}

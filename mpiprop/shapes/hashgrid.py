@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core.steps import Streams
-from .base import Field, Values
+from .base import Values
 from .encoding import HashEncoding
+from .gridded import Gridded
 from .networks import MLP, trunc_exp
-from .occupancy import EVERY, Occupancy
+from .occupancy import Occupancy
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus, "exp": torch.exp, "trunc_exp": trunc_exp}
 
 
-class HashGrid(Field):
+class HashGrid(Gridded):
     """Density and three features from a hash encoding and two small networks, with a blob of matter to start from.
 
     radius: half side of the box that holds everything (world units)
@@ -65,10 +66,6 @@ class HashGrid(Field):
         self.cells = Occupancy(occupancy_resolution, occupancy_decay)
         self.refresh(0, 0.0, rng)
 
-    def at(self, tau: int) -> None:
-        more = max(tau - self.start_step, 0) // self.update_steps
-        self.encoding.active = min(self.start_level + more, len(self.encoding.levels))
-
     def density(self, x: Tensor) -> Tensor:
         return self.activation(self.density_network(self.encoding(self._unit(x)))[0] + self._blob(x)[0])
 
@@ -94,27 +91,11 @@ class HashGrid(Field):
             return Values(density, self.feature_network(code).T, normal)
         return density, values
 
-    def occupancy(self) -> Tensor:
-        return self.cells.grid()
-
-    def riding(self) -> dict[str, Tensor]:
-        return {"cells.values": self.cells.values}
-
-    def due(self, tau: int) -> bool:
-        return tau % EVERY == 0
-
-    def refresh(self, tau: int, step: float, rng: Streams) -> None:
-        self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, step, rng)
-
     def _differences(self, x: Tensor, density: Tensor) -> Tensor:
         """Normals [N, 3] from the density at points [N, 3] and at one step along each axis, inside the box."""
         steps = torch.eye(3, device=x.device)[:, None] * self.normal_step
         ahead = self.density((x + steps).clamp(-self.radius, self.radius).view(-1, 3)).view(3, -1)
         return _outward(ahead - density)
-
-    def _unit(self, x: Tensor) -> Tensor:
-        """The points [N, 3] as [3, N] in the unit cube."""
-        return torch.add(0.5, x.T, alpha=0.5 / self.radius).clamp_(0, 1).contiguous()
 
     def _blob(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The blob's raw density [N] and its gradient [3, N]."""

@@ -15,10 +15,11 @@ from torch.nn.functional import mse_loss
 
 from ..core.steps import Streams, normal as normal_draws, uniform
 from . import triangles
-from .base import Field, Values
+from .base import Values
 from .encoding import HashEncoding
+from .gridded import Gridded
 from .networks import MLP
-from .occupancy import EVERY, Occupancy
+from .occupancy import Occupancy
 
 POOL, BATCH, NEAR = 1 << 14, 1 << 12, 0.05  # points known and looked at in a step when fitting; their spread (of radius)
 
@@ -50,7 +51,7 @@ class Sharpness(nn.Module):
         return torch.exp(10 * self.variance).clamp(1e-6, 1e6)
 
 
-class SDF(Field):
+class SDF(Gridded):
     """Signed distance and three features from a hash encoding and two small networks, around a sphere.
 
     radius: half side of the box that holds everything (world units)
@@ -109,10 +110,6 @@ class SDF(Field):
             return self.normal_step
         return 2 * self.radius / (self.encoding.levels[self.encoding.active - 1].scale + 1)
 
-    def at(self, tau: int) -> None:
-        more = max(tau - self.start_step, 0) // self.update_steps
-        self.encoding.active = min(self.start_level + more, len(self.encoding.levels))
-
     def distance(self, x: Tensor) -> Tensor:
         """Signed distance [N] at points [N, 3], negative inside (world units)."""
         return self.sdf_network(self.encoding(self._unit(x)))[0] + self._ball(x)[0]
@@ -148,18 +145,6 @@ class SDF(Field):
             return Values(density, features, unit_slope.T, slope.T)
         return density, values
 
-    def occupancy(self) -> Tensor:
-        return self.cells.grid()
-
-    def riding(self) -> dict[str, Tensor]:
-        return {"cells.values": self.cells.values}
-
-    def due(self, tau: int) -> bool:
-        return tau % EVERY == 0
-
-    def refresh(self, tau: int, step: float, rng: Streams) -> None:
-        self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, step, rng)
-
     def _differences(self, x: Tensor, f: Tensor) -> Tensor:
         """The slope [3, N] from distances f [N] at points [N, 3] and at one step along each axis, away from the box's
         wall."""
@@ -167,10 +152,6 @@ class SDF(Field):
         ahead = torch.where(x + step > self.radius, -step, step)
         there = x + torch.eye(3, device=x.device)[:, None] * ahead
         return (self.distance(there.view(-1, 3)).view(3, -1) - f) / ahead.T
-
-    def _unit(self, x: Tensor) -> Tensor:
-        """The points [N, 3] as [3, N] in the unit cube."""
-        return torch.add(0.5, x.T, alpha=0.5 / self.radius).clamp_(0, 1).contiguous()
 
     def _ball(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The signed distance [N] of the sphere to begin with, and its gradient [3, N]."""
