@@ -64,5 +64,6 @@ case ${1:-} in
     *)
         while [[ $1 == -* ]]; do shift; done
         read -r _ inside <"$SANDBOX/$1/pid" || exit 255
+        export TMPDIR=$SANDBOX/tmp  # in /tmp launchers of another sandbox keep what they know of a host and process so named
         exec nsenter -t "$inside" --net --uts --mount --ipc --pid bash -c "${*:2}" ;;
 esac
