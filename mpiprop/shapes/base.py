@@ -23,6 +23,17 @@ class Values:
     slope: Tensor | None = None  # [N, 3] gradient of a signed distance, as long as it is, where normals are
 
 
+@dataclass(frozen=True)
+class Splats:
+    """N 3D Gaussians as a rasteriser takes them: activated, world units, differentiable."""
+
+    means: Tensor  # [N, 3]
+    scales: Tensor  # [N, 3] standard deviations along the axes
+    rotations: Tensor  # [N, 4] unit quaternions w x y z, from the axes to the world
+    opacities: Tensor  # [N] in (0, 1)
+    harmonics: Tensor  # [N, K, 3] coefficients of real spherical harmonics, K = 1, 4, 9 or 16; colour is 0.5 + their sum
+
+
 class Shape(nn.Module):
     """What is optimised: features per point inside the box [-radius, radius]^3, and where matter is."""
 
@@ -39,6 +50,10 @@ class Shape(nn.Module):
     def surface(self) -> tuple[Tensor, Tensor] | None:
         """Vertices [M, 3] (world units), differentiable, and faces [F, 3] (int64) of a closed mesh, counterclockwise seen
         from outside; None for a field."""
+        return None
+
+    def splats(self) -> Splats | None:
+        """The Gaussians of a cloud of them; None for anything else."""
         return None
 
     @torch.no_grad()
