@@ -94,7 +94,7 @@ class Stage:
         return threshold.fixed if window.threshold == 0 else threshold.adaptive(window.decay, window.aggregate)
 
     def predictor(self, rollout: Rollout) -> Predictor:
-        return rollout.optimiser.predict if self.config.window.predict == "momentum" else copies
+        return rollout.predict if self.config.window.predict == "momentum" else copies
 
     def _lora(self) -> Lora | None:
         """What the stage's guidance trains beside the scene."""

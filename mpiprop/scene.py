@@ -110,6 +110,11 @@ class Scene:
         """Vertices [V, 3] and faces [F, 3] of a shape that is a surface; None of a field."""
         return self.shape.surface()
 
+    @torch.no_grad()
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each; None for anything else."""
+        return self.shape.cloud()
+
     @property
     def level(self) -> float | None:
         """Of `solid` at a field's surface; None where it is a matter of choice."""

@@ -53,7 +53,7 @@ def copies(x: State, n: int) -> Iterable[Theta]:
 def fit(window: Window, p: int, T: int, predict: Predictor = copies) -> Window:
     """The window with p guesses, fewer at the horizon T; those it has are kept."""
     p = min(p, T - window.x.tau)
-    last = window.x.read_as(window.guess[-1]) if window.guess else window.x
+    last = replace(window.x.read_as(window.guess[-1]), tau=window.x.tau + len(window.guess)) if window.guess else window.x
     return replace(window, guess=(*window.guess, *predict(last, max(0, p - len(window.guess))))[:p])
 
 

@@ -192,8 +192,14 @@ class Structure(Protocol):
     def start(self, x: State) -> State:
         """The state before the first step, with statistics of no points yet."""
 
-    def __call__(self, drift: Drift, x: State) -> State:
-        """The state with the drift's measurements, and other points where that is due after step x.tau - 1."""
+    def measured(self, drift: Drift, x: State) -> State:
+        """The state with the drift's measurements in its statistics."""
+
+    def due(self, tau: int) -> bool:
+        """Whether points change when tau steps are done."""
+
+    def changed(self, x: State) -> State:
+        """The state with the points that its statistics call for."""
 
 
 class Rollout:
@@ -212,5 +218,20 @@ class Rollout:
     def __call__(self, drift: Drift, x: State) -> State:
         x = self.optimiser(drift, x)
         if self.structure:
-            x = self.structure(drift, x)
+            x = self.structure.measured(drift, x)
+            x = self.structure.changed(x) if self.structure.due(x.tau) else x
         return replace(x, theta=self.refresh(x.theta, x.tau))
+
+    def predict(self, x: State, n: int) -> Iterator[Theta]:
+        """The optimiser's guesses for the n steps after x; points change in them as statistics so far call for."""
+        if not self.structure:
+            yield from self.optimiser.predict(x, n)
+            return
+        last = x.tau + n
+        while x.tau < last:
+            end = next(filter(self.structure.due, range(x.tau + 1, last)), last)
+            *between, theta = self.optimiser.predict(x, end - x.tau)
+            yield from between
+            x = replace(x, theta=theta, tau=end)
+            x = self.structure.changed(x) if self.structure.due(end) else x
+            yield x.theta

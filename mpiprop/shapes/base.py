@@ -57,6 +57,10 @@ class Shape(nn.Module):
         """The Gaussians of a cloud of them; None for anything else."""
         return None
 
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each, as shapes.cloud.write takes them; None for anything else."""
+        return None
+
     def structure(self, streams: Callable[[int], Streams]) -> Structure | None:
         """What changes the points of a cloud, given the random streams of each step; None for anything else."""
         return None

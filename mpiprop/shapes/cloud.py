@@ -5,6 +5,7 @@ world's (z up, front +x). Letters: N Gaussians, K spherical harmonics.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..core.errors import UserError
 
 
-def write(rows: Mapping[str, Tensor], path: str) -> None:
+def write(rows: Mapping[str, Tensor], path: str | Path) -> None:
     """Writes position [N, 3], f_dc [N, 1, 3], f_rest [N, K - 1, 3], opacity [N, 1], scale [N, 3] and rotation [N, 4]."""
     from plyfile import PlyData, PlyElement
 

@@ -63,9 +63,16 @@ class Densify:
         """The state before the first step, with statistics of no step yet."""
         return replace(x, slots={**x.slots, SEEN: x.theta.flat.new_zeros(MEASURED * x.theta.layout.N)})
 
-    def __call__(self, drift: Drift, x: State) -> State:
-        """The state with the measurements of the drift that led to it, and other Gaussians if that is due."""
-        x = replace(x, slots={**x.slots, SEEN: x.slots[SEEN] + drift.grad[x.theta.layout.D:]})
+    def measured(self, drift: Drift, x: State) -> State:
+        """The state with the measurements of the drift that led to it."""
+        return replace(x, slots={**x.slots, SEEN: x.slots[SEEN] + drift.grad[x.theta.layout.D:]})
+
+    def due(self, tau: int) -> bool:
+        """Whether Gaussians change in any way when tau steps are done."""
+        return self.rules.changes(tau) or self.rules.resets(tau)
+
+    def changed(self, x: State) -> State:
+        """The state with the Gaussians that the rules make of its statistics."""
         rules = self.rules
         if rules.changes(x.tau):
             x = grown(x, rules, self.streams(x.tau))

@@ -55,7 +55,7 @@ class Gaussians(Shape):
         good = {"number": number > 0, "degree": 0 <= degree <= 3, "opacity": 0 < opacity < 1, "densify_size": densify_size > 0,
                 "reset_opacity": 0 < reset_opacity < 1}
         if bad := [name for name, fine in good.items() if not fine]:
-            raise UserError(f"{bad[0]}: out of range (number and densify_size above 0, degree 0 to 3, opacities between 0 and 1)")
+            raise UserError(f"{bad[0]}: out of range (number, densify_size above 0; degree 0 to 3; opacities between 0 and 1)")
         self.radius = radius
         self.rules = Rules(densify_every, densify_from, densify_until, densify_gradient, densify_size, densify_most,
                            prune_opacity, prune_size, reset_every, reset_opacity, cross)
@@ -66,6 +66,9 @@ class Gaussians(Shape):
     def splats(self) -> Splats:
         return Splats(self.position, self.scale.exp(), normalize(self.rotation, dim=-1), self.opacity[:, 0].sigmoid(),
                       torch.cat([self.f_dc, self.f_rest], 1))
+
+    def cloud(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ROWS}
 
     def structure(self, streams: Callable[[int], Streams]) -> Densify:
         return Densify(self.rules, streams)
