@@ -149,7 +149,7 @@ class Theta:
         if (rows := self.rows(other)) is None:
             return self
         flat = self.layout.taken(self.flat, rows)
-        known = other.layout.taken(torch.ones_like(self.flat), rows) if (rows < 0).any() else None
+        known = self.layout.taken(torch.ones_like(self.flat), rows) if (rows < 0).any() else None
         return Theta(flat if known is None else torch.where(known > 0, flat, other.flat), other.layout, other.points)
 
 
