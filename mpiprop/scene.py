@@ -9,12 +9,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .core import lineage
+from .core.errors import UserError
 from .core.steps import Streams
-from .core.theta import Layout, Theta
+from .core.theta import MEASURED, Layout, Theta
 from .priors.lora import Lora
+from .render.splat import Splat
 from .render.volume import Volume
-from .shapes.base import Field
-from .views.cameras import Image, Views
+from .shapes.base import Shape
+from .shapes.materials import NoMaterial
+from .views.cameras import Image, Screen, Views
 
 
 class Scene:
@@ -24,7 +28,7 @@ class Scene:
     "lora" (what a guidance learns), as far as they have parameters.
     """
 
-    def __init__(self, shape: Field, material: nn.Module, background: nn.Module, renderer: Volume,
+    def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Volume | Splat,
                  device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
         self.device = torch.device(device)
         self.shape, self.material, self.background = shape, material, background
@@ -33,16 +37,22 @@ class Scene:
         trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
                    for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
         riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
+        self._tensors = {name: tensor for name, tensor, *_ in (*trained, *riding)}
+        cloud = shape.splats()
         self.layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in trained],
                                 [(name, tuple(b.shape)) for name, b in riding],
-                                {"lora": len(lora.lanes)} if lora else {})
-        tensors = {name: tensor for name, tensor, *_ in (*trained, *riding)}
-        self._seats = [(tensors[entry.name], entry.span, entry.shape) for entry in self.layout.entries]
-        self.flat = torch.cat([tensor.detach().reshape(-1) for tensor, _, _ in self._seats])
-        self.grad = torch.zeros(self.layout.D, device=self.device)
-        for parameter, span, shape_ in self._seats[:len(trained)]:
-            parameter.grad = self.grad[span].view(shape_)
-        self.load(Theta(self.flat, self.layout), 0)
+                                {"lora": len(lora.lanes)} if lora else {}, len(cloud.means) if cloud else 0)
+        if cloud and not (isinstance(renderer, Splat) and type(material) is NoMaterial):
+            raise UserError("render, material: Gaussians have colours of their own and one renderer; use render.splat:Splat "
+                            "and shapes.materials:NoMaterial")
+        self._seat(self.layout)
+        self.load(self.theta(), 0)
+
+    def _seat(self, layout: Layout) -> None:
+        """Lays the gradient out like `layout`, whose entries say where each tensor's numbers are."""
+        self.layout = layout
+        self._seats = [(self._tensors[entry.name], entry) for entry in layout.entries]
+        self.grad = torch.zeros(layout.D + MEASURED * layout.N, device=self.device)
 
     @property
     def bound(self) -> float:
@@ -50,16 +60,29 @@ class Scene:
         return self.shape.radius
 
     def theta(self) -> Theta:
-        """A copy of the present numbers."""
-        return Theta(self.flat.clone(), self.layout)
+        """A copy of the present numbers, which the shape may have changed, or their number of points."""
+        cloud = self.shape.splats()
+        layout = self.layout.of_points(len(cloud.means)) if cloud else self.layout
+        flat = torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries])
+        return Theta(flat, layout, lineage.roots(layout.N) if cloud else None)
 
     def load(self, theta: Theta, tau: int) -> "Scene":
         """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
-        self.flat, self.tau = theta.flat, tau
-        for tensor, span, shape in self._seats:
-            tensor.data = theta.flat[span].view(shape)
+        if theta.layout is not self.layout and theta.layout != self.layout:
+            self._seat(theta.layout)
+        for tensor, entry in self._seats:
+            tensor.data = theta.flat[entry.span].view(entry.shape)
+            if entry.group:
+                tensor.grad = self.grad[entry.span].view(entry.shape)
         self.shape.at(tau)
         return self
+
+    def measure(self, screen: Screen, batch: int, size: tuple[int, int]) -> None:
+        """Adds to what follows the gradient what `screen` tells of each point (see core.theta.Drift): in half images, of the
+        loss of each view alone, of which the loss is the mean over the batch."""
+        half = screen.means.new_tensor([size[1] / 2, size[0] / 2])
+        moves = (screen.means.grad * half).norm(dim=-1) * batch * screen.visible
+        self.grad[self.layout.D:].view(MEASURED, -1).add_(torch.stack([moves.sum(0), screen.visible.sum(0).to(moves)]))
 
     def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
         """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""
@@ -86,6 +109,11 @@ class Scene:
     def surface(self) -> tuple[Tensor, Tensor] | None:
         """Vertices [V, 3] and faces [F, 3] of a shape that is a surface; None of a field."""
         return self.shape.surface()
+
+    @torch.no_grad()
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each; None for anything else."""
+        return self.shape.cloud()
 
     @property
     def level(self) -> float | None:

@@ -56,6 +56,8 @@ def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["a
             parts: float = 0.01, faces: int = 0, texture: int = 0, height_m: float = 0.0) -> Mesh:
     """The surface of a scene, found by `iso_surface` where it is a field, made ready for other programs by `finish`; the
     keys of `mesh`."""
+    if scene.cloud() is not None:
+        raise RunError("mesh: a cloud of Gaussians has no surface; `export --format ply` writes the Gaussians")
     if (found := scene.surface()) is not None:
         vertices, corners = (tensor.cpu().numpy() for tensor in found)
         mesh = without_crumbs(Mesh(vertices, corners.astype(np.int32)), parts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.steps import Streams
+from ..picard.rollout import Structure
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,17 @@ class Values:
     features: Tensor  # [N, 3], of which a material makes colours
     normals: Tensor | None  # [N, 3] unit, outward, where asked for
     slope: Tensor | None = None  # [N, 3] gradient of a signed distance, as long as it is, where normals are
+
+
+@dataclass(frozen=True)
+class Splats:
+    """N 3D Gaussians as a rasteriser takes them: activated, world units, differentiable."""
+
+    means: Tensor  # [N, 3]
+    scales: Tensor  # [N, 3] standard deviations along the axes
+    rotations: Tensor  # [N, 4] unit quaternions w x y z, from the axes to the world
+    opacities: Tensor  # [N] in (0, 1)
+    harmonics: Tensor  # [N, K, 3] coefficients of real spherical harmonics, K = 1, 4, 9 or 16; colour is 0.5 + their sum
 
 
 class Shape(nn.Module):
@@ -41,9 +53,25 @@ class Shape(nn.Module):
         from outside; None for a field."""
         return None
 
+    def splats(self) -> Splats | None:
+        """The Gaussians of a cloud of them; None for anything else."""
+        return None
+
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each, as shapes.cloud.write takes them; None for anything else."""
+        return None
+
+    def structure(self, streams: Callable[[int], Streams]) -> Structure | None:
+        """What changes the points of a cloud, given the random streams of each step; None for anything else."""
+        return None
+
+    def ends(self, T: int) -> list[int]:
+        """The steps, ascending, beyond which no window reaches, the last of them T."""
+        return [T]
+
     @torch.no_grad()
     def begin_with(self, previous: "Shape") -> None:
-        """Takes over, in place, the numbers of a previous stage's shape. Raises UserError where it is another kind."""
+        """Takes over the numbers of a previous stage's shape. Raises UserError where it is another kind."""
         mine, theirs = ({**dict(shape.named_parameters()), **shape.riding()} for shape in (self, previous))
         if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
             raise UserError(f"this stage's shape, a {type(self).__name__}, is laid out otherwise than the "
