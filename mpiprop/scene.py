@@ -13,7 +13,7 @@ from .core.steps import Streams
 from .core.theta import Layout, Theta
 from .priors.lora import Lora
 from .render.volume import Volume
-from .shapes.base import Field
+from .shapes.base import Field, Skin
 from .views.cameras import Image, Views
 
 
@@ -30,31 +30,39 @@ class Scene:
         self.shape, self.material, self.background = shape, material, background
         self.renderer, self.lora = renderer, lora
         modules = {"geometry": shape, "material": material, "background": background, **({"lora": lora} if lora else {})}
-        trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
-                   for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
-        riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
-        self.layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in trained],
-                                [(name, tuple(b.shape)) for name, b in riding],
-                                {"lora": len(lora.lanes)} if lora else {})
-        tensors = {name: tensor for name, tensor, *_ in (*trained, *riding)}
-        self._seats = [(tensors[entry.name], entry.span, entry.shape) for entry in self.layout.entries]
-        self.flat = torch.cat([tensor.detach().reshape(-1) for tensor, _, _ in self._seats])
-        self.grad = torch.zeros(self.layout.D, device=self.device)
-        for parameter, span, shape_ in self._seats[:len(trained)]:
-            parameter.grad = self.grad[span].view(shape_)
-        self.load(Theta(self.flat, self.layout), 0)
+        self._trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
+                         for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
+        self._riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
+        self._tensors = {name: tensor for name, tensor, *_ in (*self._trained, *self._riding)}
+        theta = self.theta()
+        self._seat(theta.layout)
+        self.load(theta, 0)
+
+    def theta(self) -> Theta:
+        """A copy of the numbers that the modules hold, in the sizes that they have now."""
+        layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
+                           [(name, tuple(b.shape)) for name, b in self._riding],
+                           {"lora": len(self.lora.lanes)} if self.lora else {})
+        return Theta(torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries]), layout)
+
+    def _seat(self, layout: Layout) -> None:
+        """Takes on the sizes of a layout, with gradients of their own."""
+        self.layout, self.grad = layout, torch.zeros(layout.D, device=self.device)
+        self._seats = [(self._tensors[entry.name], entry.span, entry.shape) for entry in layout.entries]
+        for parameter, span, shape in self._seats[:len(self._trained)]:
+            parameter.grad, parameter.data = None, parameter.data.new_empty(shape)
+            parameter.grad = self.grad[span].view(shape)
 
     @property
     def bound(self) -> float:
         """Half the side of the box that holds everything (world units)."""
         return self.shape.radius
 
-    def theta(self) -> Theta:
-        """A copy of the present numbers."""
-        return Theta(self.flat.clone(), self.layout)
-
     def load(self, theta: Theta, tau: int) -> "Scene":
-        """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
+        """This scene, its numbers and sizes now those of theta (on this scene's device; shared, not copied), set for step
+        tau."""
+        if theta.layout != self.layout:
+            self._seat(theta.layout)
         self.flat, self.tau = theta.flat, tau
         for tensor, span, shape in self._seats:
             tensor.data = theta.flat[span].view(shape)
@@ -86,6 +94,13 @@ class Scene:
     def surface(self) -> tuple[Tensor, Tensor] | None:
         """Vertices [V, 3] and faces [F, 3] of a shape that is a surface; None of a field."""
         return self.shape.surface()
+
+    @torch.no_grad()
+    def texture(self) -> tuple[Skin, Tensor] | None:
+        """The skin of a shape that has one, and its unlit colours [S, S, 3] in [0, 1]."""
+        if (skin := self.shape.skin()) is None:
+            return None
+        return skin, self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)
 
     @property
     def level(self) -> float | None:

@@ -38,7 +38,7 @@ def test_density_is_the_sum_over_all_gaussians(N, scale, stretch):
     """Never more than TOLERANCE below, nor above by more than single precision rounds; anywhere, near or far, one point or
     many."""
     splats = cloud(N, scale, stretch)
-    x = torch.cat([uniform(RNG("x"), 1500, 3, lo=-0.7, hi=0.7), splats.means[:200] + scale * normal(RNG("near"), min(N, 200), 3)])
+    x = torch.cat([uniform(RNG("x"), 1500, 3, lo=-0.7, hi=0.7), splats.means[:200]])
     truth = naive(splats, x).sum(1)
     missing = truth - density(splats, x)
     assert missing.max() < TOLERANCE and missing.min() > -1e-5 * truth.max().clamp(min=1)
@@ -60,10 +60,11 @@ def test_colour_is_the_mean_by_what_the_gaussians_add():
 
 
 def test_the_surface_of_one_gaussian_is_where_its_density_says():
-    """opacity exp(-r^2 / 2 s^2) = level on a sphere of radius s sqrt(2 ln(opacity / level)), stretched along the axes."""
+    """opacity exp(-r^2 / 2 s^2) = level on a sphere of radius s sqrt(2 ln(opacity / level)), stretched along the axes,
+    here turned by a quarter about z."""
     splats = Splats(torch.tensor([[0.1, 0.0, -0.1]]), torch.tensor([[0.2, 0.1, 0.1]]),
                     torch.tensor([[2 ** -0.5, 0.0, 0.0, 2 ** -0.5]]), torch.tensor([0.9]), torch.zeros(1, 1, 3))
     mesh = iso_surface(lambda x: density(splats, x), 1.0, 48, 0.3, say=lambda text: None)
     reach = (2 * torch.tensor(0.9 / 0.3).log()).sqrt().item()
     assert mesh.open_edges == 0
-    assert (mesh.vertices.max(0) - mesh.vertices.min(0)) / (2 * reach) == pytest.approx([0.1, 0.2, 0.1], rel=0.02)  # a quarter turn
+    assert (mesh.vertices.max(0) - mesh.vertices.min(0)) == pytest.approx([0.2 * reach, 0.4 * reach, 0.2 * reach], rel=0.02)
