@@ -15,7 +15,7 @@ from .scene import Scene
 from .shapes.triangles import vertex_normals
 from .views.cameras import Views
 
-SIZE = 512  # pixels a side of the pictures that a texture is made of
+TEXELS = 2  # along a pixel of the pictures that a texture is made of
 
 
 def begin(scene: Scene, before: Scene, tau: int, view: Views, say: Callable[[str], None]) -> None:
@@ -36,7 +36,7 @@ def begin(scene: Scene, before: Scene, tau: int, view: Views, say: Callable[[str
 
 def painted(mesh: Mesh, scene: Scene, tau: int, view: Views, albedo: Tensor) -> Tensor:
     """The texture [S, S, 3] `albedo` of a mesh of `scene`, repainted where renders from all around see its surface."""
-    views = all_around(view.distance.item(), view.fovy.item(), SIZE)
+    views = all_around(view.distance.item(), view.fovy.item(), len(albedo) // TEXELS)
     pictures, opaque = zip(*(_plain(scene, views[i:i + 1], tau) for i in range(len(views))))
     vertices, faces = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces).long()
     normals = vertex_normals(vertices, faces).numpy()
