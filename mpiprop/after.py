@@ -22,10 +22,11 @@ def plan(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """One file of a run's newest state: a mesh (glb, obj, ply) or a film of the turntable (gif, mp4)."""
+    """One file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), or Gaussians (ply)."""
     stage, theta = _open(args.run)
     film = args.format in ("gif", "mp4")
-    out = args.out or args.run / f"{'turntable' if film else 'mesh'}.{args.format}"
+    rows = stage.scene.load(theta, stage.T).cloud() if args.format == "ply" else None
+    out = args.out or args.run / f"{'turntable' if film else 'cloud' if rows else 'mesh'}.{args.format}"
     if args.resolution is not None and args.resolution < 2:
         raise UserError(f"--resolution {args.resolution}: needs at least 2")
     if film:
@@ -33,6 +34,9 @@ def export(args: Namespace) -> int:
         turntable = replace(stage.run.turntable, size=args.resolution or stage.run.turntable.size)
         views = stage.views[0].turntable(turntable.frames, (turntable.size, turntable.size))
         write_film(results.frames(stage, theta, views), out, turntable.fps)
+    elif rows:
+        from .export.files import write_cloud
+        write_cloud(rows, out)
     else:
         from .export.files import write
         from .export.mesh import extract

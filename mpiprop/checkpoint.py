@@ -98,6 +98,12 @@ def _write(disk: Disk, checkpoint: Checkpoint) -> None:
     x = checkpoint.window.x
     vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
                **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
+    points = x.theta.points
+    if points is not None:
+        vectors["x/slots/points"] = points
+    for j, theta in enumerate(checkpoint.window.guess):
+        if theta.points is not points:  # from this step on
+            vectors[f"points/{j:03d}"] = points = theta.points
     texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
              "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
     with h5py.File(disk, "w", libver="latest") as file:
@@ -119,13 +125,17 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         if attrs.get("format") != FORMAT:
             raise UserError(f"{path}: checkpoint format {attrs.get('format')}, this mpiprop {__version__} reads {FORMAT}")
         layout = Layout.from_json(file["x/layout"][()].decode())
-        theta = Theta(_get(file["x/flat"], device), layout)
         names = attrs["vectors"].split()
         slots = {name.removeprefix("x/slots/"): _get(file[name], device) for name in names if name.startswith("x/slots/")}
-        guess = tuple(Theta(_get(file[name], device), layout) for name in names if name.startswith("guess/"))
+        points = slots.pop("points").cpu() if layout.N else None
+        theta, guess = Theta(_get(file["x/flat"], device), layout, points), []
+        for name in (name for name in names if name.startswith("guess/")):
+            other = name.replace("guess", "points")
+            points = _get(file[other], "cpu") if other in names else points
+            guess.append(Theta(_get(file[name], device), layout.of_points(len(points)) if layout.N else layout, points))
         if theta.flat.numel() != layout.L:
             raise UserError(f"{path}: damaged: /x/flat holds {theta.flat.numel()} numbers, its layout {layout.L}")
-        return Checkpoint(Window(State(int(attrs["tau"]), theta, slots), guess, float(attrs["e"]), int(attrs["k"])),
+        return Checkpoint(Window(State(int(attrs["tau"]), theta, slots), tuple(guess), float(attrs["e"]), int(attrs["k"])),
                           attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),
                           attrs["mpiprop"])
 
@@ -148,7 +158,8 @@ def inspect(path: Path) -> str:
 
 def _put(file, name: str, values: Tensor) -> None:
     values = values.detach().cpu().numpy()
-    file.create_dataset(name, data=values, chunks=(max(1, min(len(values), 1 << 20)),), fletcher32=True)
+    chunks = (max(1, min(len(values), 1 << 20)), *values.shape[1:])
+    file.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
 
 
 def _put_text(file, name: str, text: str) -> None:

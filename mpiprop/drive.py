@@ -1,5 +1,6 @@
 """Rank 0's part in a stage: the loop `for window in propel(...)`, and around it what is kept, told and shown."""
 
+from itertools import chain
 from pathlib import Path
 
 from . import __version__, checkpoint, config, results, stop
@@ -60,7 +61,8 @@ class Drive:
         stage, path = self.stage, self.keeper.path
         found = checkpoint.load(path, stage.device) if path.exists() else None
         if found and found.stage == stage.name:
-            if not stage.scene.layout.admits(found.window.x.theta.layout):
+            layout = found.window.x.theta.layout
+            if not stage.scene.layout.of_points(layout.N).admits(layout):
                 raise UserError(f"{path}: its numbers are laid out otherwise than those of stage {stage.name}; "
                                 "give the same configuration, or another --out")
             self.log.rewind(stage.name, found.window.k)
@@ -95,8 +97,9 @@ class Drive:
             with reporter.timed("rollout"):
                 return rollout(drift, x)
 
-        for self.window in propel(self.window, self.transport, h_dagger, p=stage.config.window.size, T=stage.T,
-                                  threshold=stage.threshold(), predict=stage.predictor(rollout)):
+        keys = {"p": stage.config.window.size, "threshold": stage.threshold(), "predict": stage.predictor(rollout)}
+        for self.window in chain.from_iterable(propel(self.window, self.transport, h_dagger, T=end, **keys)
+                                               for end in stage.scene.shape.ends(stage.T)):
             reporter.slide(self.window, self.transport)
             with reporter.timed("checkpoint"):
                 self.keeper.offer(self.window)

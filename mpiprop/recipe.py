@@ -60,7 +60,8 @@ class Stage:
 
         def refresh(theta: Theta, tau: int) -> Theta:
             return self.scene.refresh(theta, tau, Streams(self.run.seed, tau).of(f"{self.name}/riding"))
-        return Rollout(optimiser, refresh)
+        streams = (lambda tau: Streams(self.run.seed, tau).of(f"{self.name}/structure"))
+        return Rollout(optimiser, refresh, self.scene.shape.structure(streams))
 
     def begin(self, previous: "Stage", theta: Theta, say: Callable[[str], None]) -> Theta:
         """theta_0 after the stage `previous` has ended with `theta`: its shape, and what else is laid out alike.
@@ -95,7 +96,7 @@ class Stage:
         return threshold.fixed if window.threshold == 0 else threshold.adaptive(window.decay, window.aggregate)
 
     def predictor(self, rollout: Rollout) -> Predictor:
-        return rollout.optimiser.predict if self.config.window.predict == "momentum" else copies
+        return rollout.predict if self.config.window.predict == "momentum" else copies
 
     def _lora(self) -> Lora | None:
         """What the stage's guidance trains beside the scene."""

@@ -52,7 +52,8 @@ class Reporter:
         self.log.record(stage=self.stage.name, tau=window.x.tau, k=window.k, stride=window.stride, e=window.e,
                         errors=list(window.errors), evaluations=evaluations, seconds=seconds, evaluate_s=evaluate_s,
                         rollout_s=spent["rollout"], transport_s=max(0.0, seconds - apart),
-                        checkpoint_s=spent["checkpoint"], ranks=transport.ranks, **losses)
+                        checkpoint_s=spent["checkpoint"], ranks=transport.ranks, **losses,
+                        **({"points": N} if (N := window.x.theta.layout.N) else {}))
         told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
         self.log.progress(f"{self.stage.name} {window.x.tau:{len(str(T))}d}/{T}  T/K {window.x.tau / window.k:.2f}  stride "
                           f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}  ETA {self._left()}",

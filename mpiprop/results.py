@@ -43,6 +43,7 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     """All results of a finished run, and `done` last of all."""
     from . import report
     from .export.files import write as write_mesh
+    from .export.files import write_cloud
     from .export.mesh import extract
     from .export.pictures import film, has_ffmpeg, png
 
@@ -55,6 +56,8 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     if has_ffmpeg():
         film(turn, folder / "turntable.mp4", run.turntable.fps)
     stay()
+    if rows := stage.scene.load(theta, stage.T).cloud():
+        write_cloud(rows, folder / "cloud.ply")
     try:
         mesh = extract(stage.scene.load(theta, stage.T), say=log.say, **asdict(run.mesh))
     except RunError as error:  # the run is done all the same
@@ -63,4 +66,5 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
         write_mesh(mesh, folder / "mesh.glb")
     report.write([report.RunSummary.read(folder)], folder / "report.html")
     (folder / "done").write_text("")
-    log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {folder / 'mesh.glb'}")
+    solid = folder / ("cloud.ply" if rows else "mesh.glb")
+    log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {solid}")

@@ -9,12 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .core import lineage
+from .core.errors import UserError
 from .core.steps import Streams
-from .core.theta import Layout, Theta
+from .core.theta import MEASURED, Layout, Theta
 from .priors.lora import Lora
+from .render.splat import Splat
 from .render.volume import Volume
-from .shapes.base import Field, Skin
-from .views.cameras import Image, Views
+from .shapes import splat_density
+from .shapes.base import Shape, Skin
+from .shapes.materials import NoMaterial
+from .views.cameras import Image, Screen, Views
 
 
 class Scene:
@@ -24,7 +29,7 @@ class Scene:
     "lora" (what a guidance learns), as far as they have parameters.
     """
 
-    def __init__(self, shape: Field, material: nn.Module, background: nn.Module, renderer: Volume,
+    def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Volume | Splat,
                  device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
         self.device = torch.device(device)
         self.shape, self.material, self.background = shape, material, background
@@ -34,40 +39,50 @@ class Scene:
                          for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
         self._riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
         self._tensors = {name: tensor for name, tensor, *_ in (*self._trained, *self._riding)}
+        if shape.splats() and not (isinstance(renderer, Splat) and type(material) is NoMaterial):
+            raise UserError("render, material: Gaussians have colours of their own and one renderer; use render.splat:Splat "
+                            "and shapes.materials:NoMaterial")
         theta = self.theta()
         self._seat(theta.layout)
         self.load(theta, 0)
 
-    def theta(self) -> Theta:
-        """A copy of the numbers that the modules hold, in the sizes that they have now."""
-        layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
-                           [(name, tuple(b.shape)) for name, b in self._riding],
-                           {"lora": len(self.lora.lanes)} if self.lora else {})
-        return Theta(torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries]), layout)
-
     def _seat(self, layout: Layout) -> None:
-        """Takes on the sizes of a layout, with gradients of their own."""
-        self.layout, self.grad = layout, torch.zeros(layout.D, device=self.device)
-        self._seats = [(self._tensors[entry.name], entry.span, entry.shape) for entry in layout.entries]
-        for parameter, span, shape in self._seats[:len(self._trained)]:
-            parameter.grad, parameter.data = None, parameter.data.new_empty(shape)
-            parameter.grad = self.grad[span].view(shape)
+        """Lays the gradient out like `layout`, whose entries say where each tensor's numbers are."""
+        self.layout = layout
+        self._seats = [(self._tensors[entry.name], entry) for entry in layout.entries]
+        self.grad = torch.zeros(layout.D + MEASURED * layout.N, device=self.device)
 
     @property
     def bound(self) -> float:
         """Half the side of the box that holds everything (world units)."""
         return self.shape.radius
 
+    def theta(self) -> Theta:
+        """A copy of the present numbers, of which the shape may have more or fewer than before."""
+        cloud = self.shape.splats()
+        layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
+                           [(name, tuple(b.shape)) for name, b in self._riding],
+                           {"lora": len(self.lora.lanes)} if self.lora else {}, len(cloud.means) if cloud else 0)
+        flat = torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries])
+        return Theta(flat, layout, lineage.roots(layout.N) if cloud else None)
+
     def load(self, theta: Theta, tau: int) -> "Scene":
-        """This scene, its numbers and sizes now those of theta (on this scene's device; shared, not copied), set for step
-        tau."""
-        if theta.layout != self.layout:
+        """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
+        if theta.layout is not self.layout and theta.layout != self.layout:
             self._seat(theta.layout)
-        self.flat, self.tau = theta.flat, tau
-        for tensor, span, shape in self._seats:
-            tensor.data = theta.flat[span].view(shape)
+        for tensor, entry in self._seats:
+            tensor.data = theta.flat[entry.span].view(entry.shape)
+            if entry.group:
+                tensor.grad = self.grad[entry.span].view(entry.shape)
         self.shape.at(tau)
         return self
+
+    def measure(self, screen: Screen, batch: int, size: tuple[int, int]) -> None:
+        """Adds to what follows the gradient what `screen` tells of each point (see core.theta.Drift): in half images, of the
+        loss of each view alone, of which the loss is the mean over the batch."""
+        half = screen.means.new_tensor([size[1] / 2, size[0] / 2])
+        moves = (screen.means.grad * half).norm(dim=-1) * batch * screen.visible
+        self.grad[self.layout.D:].view(MEASURED, -1).add_(torch.stack([moves.sum(0), screen.visible.sum(0).to(moves)]))
 
     def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
         """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""
@@ -102,6 +117,11 @@ class Scene:
             return None
         return skin, self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)
 
+    @torch.no_grad()
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each; None for anything else."""
+        return self.shape.cloud()
+
     @property
     def level(self) -> float | None:
         """Of `solid` at a field's surface; None where it is a matter of choice."""
@@ -109,10 +129,12 @@ class Scene:
 
     @torch.no_grad()
     def solid(self, x: Tensor) -> Tensor:
-        """What [N] of a field exceeds a level inside its surface, at points [N, 3]."""
+        """What [N] of a field or a cloud exceeds a level inside its surface, at points [N, 3]."""
         return self.shape.solid(x)
 
     @torch.no_grad()
     def albedo(self, x: Tensor) -> Tensor:
         """Unlit colour [N, 3] in [0, 1] at points [N, 3]."""
+        if (cloud := self.shape.splats()) is not None:
+            return splat_density.colour(cloud, x)
         return self.material.albedo(self.shape.features(x)).clamp(0, 1)

@@ -59,6 +59,8 @@ class ComputationUnit:
                 told[name] = penalty.item()
                 loss = loss + weight * penalty
             (share * steps.at(term.weight, tau) * loss).backward()
+            if image.screen:
+                self.scene.measure(image.screen, batch, views.size)
             scalars |= {name: share * value for name, value in told.items()}
         self._refuse_non_finite(tau, scalars)
         return Drift(self.scene.grad, scalars, perf_counter() - start)

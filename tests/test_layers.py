@@ -25,13 +25,15 @@ DOORS = {
     "huggingface_hub": ("priors/", "evaluate.py"),
     "nerfacc": ("render/",),
     "nvdiffrast": ("render/",),
+    "gsplat": ("render/",),
+    "plyfile": ("shapes/",),
     "tinycudann": ("shapes/",),
     "skimage": ("export/",),
     "trimesh": ("shapes/",),
     "peft": ("priors/",),
     "xatlas": ("export/",),
     "fast_simplification": ("export/",),
-    "scipy": ("export/", "evaluate.py"),
+    "scipy": ("shapes/", "export/", "evaluate.py"),
     "PIL": ("export/", "evaluate.py"),
 }
 HEAVY = set(DOORS) - {"mpi4py", "h5py", "yaml"} | {"accelerate", "matplotlib"}

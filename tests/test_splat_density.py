@@ -6,7 +6,8 @@ import torch
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.export.mesh import iso_surface
 from mpiprop.shapes.base import Splats
-from mpiprop.shapes.splat_density import C0, TOLERANCE, colour, density
+from mpiprop.shapes.harmonics import C0
+from mpiprop.shapes.splat_density import TOLERANCE, colour, density
 
 RNG = Streams(0, 0).of("splats")
 

@@ -8,9 +8,12 @@ made on the CPU and moved, so they are the same numbers on every device. The key
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import exp, log
 
 import torch
 from torch import Generator, Tensor
+
+from .errors import UserError
 
 Schedule = float | Sequence[Sequence[float]]
 """A number, or knots [[step, value], ...]: linear between them, constant outside."""
@@ -27,6 +30,18 @@ def at(schedule: Schedule, tau: int) -> float:
         if tau < s1:
             return v0 + (v1 - v0) * (tau - s0) / (s1 - s0)
     return knots[-1][1]
+
+
+def at_log(schedule: Schedule, tau: int) -> float:
+    """The value at step tau of a schedule of numbers above 0 whose logarithm is linear between knots.
+
+    Raises UserError where a number is not above 0.
+    """
+    if not isinstance(schedule, Sequence):
+        return float(schedule)
+    if any(value <= 0 for _, value in schedule):
+        raise UserError(f"between: log needs values above 0 in the schedule {[list(knot) for knot in schedule]}")
+    return exp(at([(step, log(value)) for step, value in schedule], tau))
 
 
 @dataclass(frozen=True)

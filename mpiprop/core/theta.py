@@ -1,14 +1,21 @@
 """What travels between ranks and what is carried from step to step, as values.
 
-Letters: D trained numbers, L = D + the numbers that ride along with them (occupancy grids and the like).
+Letters: D trained numbers, L = D + the numbers that ride along with them (occupancy grids and the like), N points of a cloud
+(0 where the shape is none), which may be others and more or fewer from one theta to the next.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
+import torch
 from torch import Tensor
+
+from . import lineage
+
+POINTS = "geometry."  # where there are points, entries of such names have a row for each
+MEASURED = 2  # numbers measured of each point while a gradient is evaluated
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,13 @@ class Layout:
     D: int
     L: int
     lanes: Mapping[str, int] = field(default_factory=dict)  # n of each group that has more than one
+    N: int = 0
 
     @classmethod
     def of(cls, trained: Iterable[tuple[str, tuple[int, ...], str]], riding: Iterable[tuple[str, tuple[int, ...]]] = (),
-           lanes: Mapping[str, int] | None = None) -> "Layout":
-        """The layout of (name, shape, group) trained entries, grouped contiguously, and (name, shape) riding ones."""
+           lanes: Mapping[str, int] | None = None, N: int = 0) -> "Layout":
+        """The layout of (name, shape, group) trained entries, grouped contiguously, and (name, shape) riding ones, which no
+        cloud of points has."""
         trained = list(trained)
         order = {group: i for i, group in enumerate(dict.fromkeys(g for _, _, g in trained))}
         entries, offset = [], 0
@@ -55,7 +64,32 @@ class Layout:
         for name, shape in riding:
             entries.append(Entry(name, tuple(shape), offset))
             offset += prod(shape)
-        return cls(tuple(entries), D, offset, {group: n for group, n in (lanes or {}).items() if n > 1})
+        return cls(tuple(entries), D, offset, {group: n for group, n in (lanes or {}).items() if n > 1}, N)
+
+    def of_points(self, N: int) -> "Layout":
+        """The same for N points."""
+        if N == self.N:
+            return self
+        return Layout.of([(e.name, (N, *e.shape[1:]) if e.name.startswith(POINTS) else e.shape, e.group)
+                          for e in self.entries], lanes=self.lanes, N=N)
+
+    def of_length(self, L: int) -> "Layout":
+        """The same for as many points as L numbers are of."""
+        if L == self.L:
+            return self
+        each = sum(e.numel // self.N for e in self.entries if e.name.startswith(POINTS))
+        return self.of_points(self.N + (L - self.L) // each)
+
+    def taken(self, flat: Tensor, rows: Tensor) -> Tensor:
+        """Of `flat`, [D] and then any numbers of [N] each, or these alone, the same for the points `rows` [M]; zeros where a
+        row is -1."""
+        rows = rows.to(flat.device)
+        absent, rows, head = rows < 0, rows.clamp(min=0), self.D if len(flat) >= self.D else 0
+
+        def some(values: Tensor) -> Tensor:
+            return values.index_select(0, rows).masked_fill_(absent.view(-1, *(1,) * (values.ndim - 1)), 0).reshape(-1)
+        parts = [some(flat[e.span].view(e.shape)) if e.name.startswith(POINTS) else flat[e.span] for e in self.entries if head]
+        return torch.cat(parts + [some(each) for each in flat[head:].view(-1, self.N)])
 
     @property
     def groups(self) -> dict[str, slice]:
@@ -89,13 +123,13 @@ class Layout:
 
     def to_json(self) -> str:
         return json.dumps({"D": self.D, "L": self.L, "entries": [[e.name, e.shape, e.offset, e.group] for e in self.entries],
-                           **({"lanes": self.lanes} if self.lanes else {})})
+                           **({"lanes": self.lanes} if self.lanes else {}), **({"N": self.N} if self.N else {})})
 
     @classmethod
     def from_json(cls, text: str) -> "Layout":
         record = json.loads(text)
         entries = tuple(Entry(name, tuple(shape), offset, group) for name, shape, offset, group in record["entries"])
-        return cls(entries, record["D"], record["L"], record.get("lanes", {}))
+        return cls(entries, record["D"], record["L"], record.get("lanes", {}), record.get("N", 0))
 
 
 @dataclass(frozen=True)
@@ -104,20 +138,46 @@ class Theta:
 
     flat: Tensor  # [L] float32
     layout: Layout
+    points: Tensor | None = None  # [N, A] int64, on the CPU: who the points of a cloud are (lineage), anew after each change
 
     @property
     def trained(self) -> Tensor:
         """The trained numbers [D]."""
         return self.flat[: self.layout.D]
 
+    def rows(self, other: "Theta") -> Tensor | None:
+        """For each point of `other` the row here that tells most of it (lineage.rows); None where they have the same points,
+        or are no clouds."""
+        if self.points is other.points or torch.equal(self.points[:, 0], other.points[:, 0]):
+            return None
+        return lineage.rows(other.points, self.points)
+
+    def read_as(self, other: "Theta") -> "Theta":
+        """This theta on the points of `other`, whose own numbers stand in for points not related to any here."""
+        if (rows := self.rows(other)) is None:
+            return self
+        flat = self.layout.taken(self.flat, rows)
+        known = self.layout.taken(torch.ones_like(self.flat), rows) if (rows < 0).any() else None
+        return Theta(flat if known is None else torch.where(known > 0, flat, other.flat), other.layout, other.points)
+
 
 @dataclass(frozen=True)
 class Drift:
-    """s(theta_tau): the gradient of one step, and what it cost."""
+    """s(theta_tau): the gradient of one step, and what it cost.
 
-    grad: Tensor  # [D] float32
+    In clouds of points the gradient is followed by what was measured of each point: how far the loss of each view wants it
+    moved on the screen, summed over the views that see it [N], and how many those are [N]. Like the gradient it adds up
+    over parts of a batch.
+    """
+
+    grad: Tensor  # [D + 2 N] float32
     scalars: Mapping[str, float] = field(default_factory=dict)  # losses by name, for the log only
     seconds: float = 0.0  # of evaluation, where it was evaluated
+
+    def read_as(self, evaluated: Theta, wanted: Theta) -> "Drift":
+        """The drift of `evaluated`, on the points of `wanted`; zero for points not related to any there."""
+        rows = evaluated.rows(wanted)
+        return self if rows is None else replace(self, grad=evaluated.layout.taken(self.grad, rows))
 
 
 @dataclass(frozen=True)
@@ -126,8 +186,14 @@ class State:
 
     tau: int
     theta: Theta
-    slots: Mapping[str, Tensor] = field(default_factory=dict)  # optimiser moments [D]
+    slots: Mapping[str, Tensor] = field(default_factory=dict)  # optimiser moments [D], statistics of points [2 N]
 
     def copy(self) -> "State":
         """The same state with moments of its own (thetas are immutable and shared)."""
         return State(self.tau, self.theta, {name: slot.clone() for name, slot in self.slots.items()})
+
+    def read_as(self, theta: Theta) -> "State":
+        """This state at `theta` instead: moments on its points."""
+        rows = self.theta.rows(theta)
+        return replace(self, theta=theta) if rows is None else replace(self, theta=theta, slots={
+            name: self.theta.layout.taken(slot, rows) for name, slot in self.slots.items()})

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
+from torch import Tensor
 
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.export.mesh import Mesh
+from mpiprop.shapes import cloud
 
 Y_UP = [1, 2, 0]  # (x, y, z) of the world -> (y, z, x): a cyclic permutation, so a rotation
 COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}  # component types of glTF
@@ -61,6 +63,12 @@ def write(mesh: Mesh, path: str | Path) -> None:
     for target, content in reversed(contents.items()):
         with atomic(target) as temporary:
             temporary.write_bytes(content)
+
+
+def write_cloud(rows: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes the raw numbers of a cloud of Gaussians as PLY (shapes.cloud)."""
+    with atomic(path) as temporary:
+        cloud.write(rows, temporary)
 
 
 def glb(mesh: Mesh) -> bytes:

@@ -4,6 +4,9 @@ The paper's letters: theta_tau the parameters at step tau of T, k the iteration,
 unit (a gradient: expensive, in parallel), h_dagger the pseudo-inverse (one optimiser step: cheap, in order), e the
 threshold. Two liberties, both without effect at e = 0: a drift whose theta moved by no more than e since its evaluation is
 kept instead of evaluated anew, and a step is handed to s as soon as its own iterate is rolled out, not when all are.
+
+Where h_dagger changes the points of a cloud, iterates of one step may have different ones: `read_as` reads a drift, and
+`distance` a theta, evaluated on some points for others, by their lineage (the paper's proj and unproj).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +27,8 @@ class Promise(Protocol):
 
 ComputationUnit = Callable[[Theta, int], Promise]  # s(theta, tau), begun
 PseudoInverse = Callable[[Drift, State], State]  # h_dagger; may spend the slots of the state it is given, never its theta
-Threshold = Callable[[float, int, Sequence[float], float], float]  # next e from e, k, the errors, the square of one step
+Threshold = Callable[[float, int, Sequence[float], float | None], float]
+"""Next e from e, k, the errors, and the square of one step, None where that step changed the points."""
 Predictor = Callable[[State, int], Iterable[Theta]]  # guesses for the n steps after a state
 
 
@@ -49,7 +53,7 @@ def copies(x: State, n: int) -> Iterable[Theta]:
 def fit(window: Window, p: int, T: int, predict: Predictor = copies) -> Window:
     """The window with p guesses, fewer at the horizon T; those it has are kept."""
     p = min(p, T - window.x.tau)
-    last = replace(window.x, theta=window.guess[-1]) if window.guess else window.x
+    last = replace(window.x.read_as(window.guess[-1]), tau=window.x.tau + len(window.guess)) if window.guess else window.x
     return replace(window, guess=(*window.guess, *predict(last, max(0, p - len(window.guess))))[:p])
 
 
@@ -65,10 +69,10 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
         ahead: list[tuple[Theta, Promise | None]] = []  # theta^{k+1} and its drift, from the new tau on
         for j in range(p := len(window.guess)):
             arrived, drift[j] = drift[j].result(), None
-            x = h_dagger(arrived, x)  # theta^{k+1}_{tau+j+1}
+            x = h_dagger(arrived.read_as(theta[j], x.theta), x)  # theta^{k+1}_{tau+j+1}
             errors.append(distance(x.theta, theta[j + 1]))
             if j == 0:
-                step = distance(x.theta, window.x.theta)
+                step = distance(x.theta, window.x.theta) if x.theta.points is window.x.theta.points else None
             if accepted is None:
                 scalars.append(arrived.scalars)
                 if errors[j] <= window.e and j + 1 < p:
@@ -90,13 +94,14 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
 
 
 def distance(a: Theta, b: Theta) -> float:
-    """|a - b|^2 / D over the trained numbers (appendix C); 0 only where a and b agree to the last bit, riding state too."""
+    """|a - b|^2 / D over the trained numbers (appendix C), b read on the points of a; 0 only where a and b agree to the last
+    bit, riding state and points too."""
     if a.flat is b.flat:
         return 0.0
-    square, D = 0.0, a.layout.D
+    square, D, there = 0.0, a.layout.D, b.read_as(a)
     for block in blocks(0, D, a.flat.device):
-        difference = a.flat[block] - b.flat[block]
+        difference = a.flat[block] - there.flat[block]
         square += float(torch.dot(difference, difference))
-    if square == 0.0 and not torch.equal(a.flat, b.flat):
+    if square == 0.0 and not (there is b and torch.equal(a.flat, b.flat)):
         return 5e-324  # differences too small to square still are differences
     return square / D

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from .propeller import Threshold
 
 
-def fixed(e: float, k: int, errors: Sequence[float], step: float) -> float:
+def fixed(e: float, k: int, errors: Sequence[float], step: float | None) -> float:
     """e itself. With e = 0 the iteration gives the bits of the sequential method."""
     return e
 
@@ -30,5 +30,9 @@ def adaptive(gamma: float, aggregate: str) -> Threshold:
 
 def relative(gamma: float, factor: float) -> Threshold:
     """e = factor times the (averaged) mean square of one optimiser step: one number for every representation, batch and
-    learning rate, where absolute thresholds need tuning for each."""
-    return lambda e, k, errors, step: gamma * e + (1 - gamma) * factor * step if k else factor * step
+    learning rate, where absolute thresholds need tuning for each. A step that changes the points is none of the optimiser's."""
+    def rule(e: float, k: int, errors: Sequence[float], step: float | None) -> float:
+        if step is None:
+            return e
+        return gamma * e + (1 - gamma) * factor * step if k else factor * step
+    return rule

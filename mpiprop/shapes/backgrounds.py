@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.steps import Streams, uniform
+from .harmonics import harmonics
 from .materials import ACTIVATIONS, Activation
 from .networks import MLP
 
@@ -50,17 +51,6 @@ class NeuralEnvironment(nn.Module):
             return directions.new_tensor(self.eval_colour).expand_as(directions)
         colours = self.network(harmonics(directions.reshape(-1, 3))).T.reshape(directions.shape)
         return _replaced(self.activation(colours), self.random_prob, rng)
-
-
-def harmonics(directions: Tensor) -> Tensor:
-    """Real spherical harmonics [9, N] of degree 0, 1, 2 at unit directions [N, 3], ordered as in tiny-cuda-nn."""
-    x, y, z = directions.unbind(-1)
-    return torch.stack([
-        torch.full_like(x, 0.28209479177387814),
-        -0.48860251190291987 * y, 0.48860251190291987 * z, -0.48860251190291987 * x,
-        1.0925484305920792 * x * y, -1.0925484305920792 * y * z,
-        0.94617469575755997 * z * z - 0.31539156525251999,
-        -1.0925484305920792 * x * z, 0.54627421529603959 * (x * x - y * y)])
 
 
 def _replaced(colours: Tensor, probability: float, rng: Streams | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UserError
 from ..core.steps import Streams
+from ..picard.rollout import Structure
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,21 @@ class Shape(nn.Module):
         """The Gaussians of a cloud of them; None for anything else."""
         return None
 
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each, as shapes.cloud.write takes them; None for anything else."""
+        return None
+
+    def structure(self, streams: Callable[[int], Streams]) -> Structure | None:
+        """What changes the points of a cloud, given the random streams of each step; None for anything else."""
+        return None
+
+    def ends(self, T: int) -> list[int]:
+        """The steps, ascending, beyond which no window reaches, the last of them T."""
+        return [T]
+
     @torch.no_grad()
     def begin_with(self, previous: "Shape") -> None:
-        """Takes over, in place, the numbers of a previous stage's shape. Raises UserError where it is another kind."""
+        """Takes over the numbers of a previous stage's shape. Raises UserError where it is another kind."""
         mine, theirs = ({**dict(shape.named_parameters()), **shape.riding()} for shape in (self, previous))
         if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
             raise UserError(f"this stage's shape, a {type(self).__name__}, is laid out otherwise than the "

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .base import Splats
+from .harmonics import C0
 
 TOLERANCE = 1e-3  # of a density whose surface is around 1
 BLOCK = 1024  # points in a block, about
 TINY = 1e-12  # world units: keeps flat Gaussians invertible
-C0 = 0.28209479177387814  # the harmonic of degree 0
 
 
 @torch.no_grad()

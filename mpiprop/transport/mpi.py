@@ -233,7 +233,7 @@ def serve(comm: MPI.Comm, unit: Unit, layout: Layout, device: torch.device, stop
         request, flat = wire.receive(task["L"], 0)
         patiently(request.Test)
         try:
-            drift = unit(Theta(wire.arrived(flat), layout), task["tau"], *task["part"])
+            drift = unit(Theta(wire.arrived(flat), layout.of_length(task["L"])), task["tau"], *task["part"])
             reply = pack(kind=DRIFT, tau=task["tau"], D=len(drift.grad), seconds=drift.seconds, scalars=dict(drift.scalars))
         except Exception as error:
             report_failure(comm, error, f"step {task['tau']}")

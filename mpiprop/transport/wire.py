@@ -42,10 +42,9 @@ class Wire:
         fitting = (i for i, vector in enumerate(self.spare) if len(vector) == n)
         if (i := next(fitting, None)) is not None:
             vector = self.spare.pop(i)
-        elif self.staged:
-            vector = torch.empty(n, pin_memory=True)
         else:
-            vector = torch.empty(n, device=self.device)
+            self.spare.clear()  # of another length: clouds of points grow
+            vector = torch.empty(n, pin_memory=True) if self.staged else torch.empty(n, device=self.device)
         if self.device.type == "cuda" and not self.staged:
             torch.cuda.current_stream(self.device).synchronize()  # kernels may still read the memory
         return self.comm.Irecv([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector

@@ -76,6 +76,14 @@ class Surface:
 
 
 @dataclass(frozen=True)
+class Screen:
+    """Where the N points of a cloud are seen."""
+
+    means: Tensor  # [B, N, 2] pixels, x to the right and y down; keeps its gradient
+    visible: Tensor  # [B, N] whether a point covers a pixel
+
+
+@dataclass(frozen=True)
 class Image:
     """What a renderer makes of a batch of views."""
 
@@ -85,6 +93,7 @@ class Image:
     normal: Tensor | None = None  # [B, H, W, 3] composited, unit (zero where the ray is empty), where computed
     samples: Samples | None = None
     surface: Surface | None = None
+    screen: Screen | None = None
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""Rasterising clouds of Gaussians (Kerbl et al. 2023, sections 4 and 6; projection after Zwicker et al. 2001).
+
+Letters: B views, H x W pixels, N Gaussians, K of them in front of a camera, nearest first, M fragments: pairs of a Gaussian
+and a pixel that it covers. The ellipse of alpha >= 1/255 tells each Gaussian's rows, and in each row its columns, so that
+only pairs that count are ever listed; one stable sort by pixel puts each pixel's fragments one after another, front to back.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
+
+from ..core.errors import UserError
+from ..core.steps import Streams
+from ..shapes.base import Shape, Splats
+from ..shapes.harmonics import harmonics
+from ..views.cameras import Image, Screen, Views
+
+BLUR = 0.3  # px^2, added to the covariance: none is thinner than a pixel
+LEAST, MOST = 1 / 255, 0.99  # alphas below are nothing, those above are held
+STOP = 1e-4  # the fragment that would leave less light behind it ends its pixel
+FIELD = 1.3  # half fields of view from the axis beyond which the projection is not linearised further out
+
+Layers = tuple[Tensor, Screen]  # colour, depth and opacity [B, H, W, 5]; where the Gaussians are
+
+
+class Splat:
+    """A renderer of clouds of Gaussians.
+
+    near: distance along the axis at which a Gaussian's centre is seen at the earliest (world units)
+    far: and at the latest (world units)
+    backend: "torch" (any device) or "gsplat" (CUDA); auto: gsplat where it can be
+    """
+
+    def __init__(self, *, near: float = 0.2, far: float = 100.0,
+                 backend: Literal["auto", "torch", "gsplat"] = "auto") -> None:
+        self.near, self.far = near, far
+        fast = backend == "gsplat" or backend == "auto" and torch.cuda.is_available() and find_spec("gsplat")
+        self.rasterise = _fast if fast else rasterise
+
+    def step(self, shape: Shape) -> float:
+        """Nothing is sampled along rays."""
+        return 0.0
+
+    def __call__(self, shape: Shape, shade: Callable, background: Callable[[Tensor], Tensor], views: Views,
+                 rng: Streams | None = None, normals: bool = True) -> Image:
+        """The image of `shape`'s Gaussians, which have colours of their own, before `background`; differentiable in all
+        parameters. Colours are held in [0, 1]; depth is the distance of the centres; there are no normals."""
+        if (splats := shape.splats()) is None:
+            raise UserError(f"render.splat:Splat draws clouds of Gaussians, and a {type(shape).__name__} is none: use "
+                            "shapes.gaussians:Gaussians, or the renderer of its kind (render.volume:Volume, render.mesh:Mesh)")
+        layers, screen = self.rasterise(splats, colours(splats, views), views, self.near, self.far)
+        rgb, depth, opacity = layers.split([3, 1, 1], -1)
+        rgb = torch.addcmul(rgb, 1 - opacity, background(views.rays()[1]))
+        return Image(rgb.clamp(0, 1), opacity, depth, screen=screen)
+
+
+def colours(splats: Splats, views: Views) -> Tensor:
+    """What each camera sees of each Gaussian [B, N, 4]: red, green, blue >= 0, and its distance."""
+    towards = splats.means - views.c2w[:, None, :3, 3]
+    K = splats.harmonics.shape[1]
+    if K == 1:
+        seen = (harmonics(splats.means[:1], 1) * splats.harmonics[:, 0]).expand(len(views), -1, -1)
+    else:
+        basis = harmonics(normalize(towards, dim=-1).flatten(0, 1), K).view(K, len(views), -1)
+        seen = torch.einsum("kbn,nkc->bnc", basis, splats.harmonics)
+    return torch.cat([(seen + 0.5).clamp(min=0), towards.norm(dim=-1, keepdim=True)], -1)
+
+
+def rasterise(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> Layers:
+    """Channels [B, N, 4] of the Gaussians composited, and opacity."""
+    screen, covariance, depth = project(splats, views)
+    if screen.requires_grad:
+        screen.retain_grad()
+    ahead = (depth > near) & (depth < far) & (splats.opacities > LEAST)
+    layers, visible = [], torch.zeros_like(ahead)
+    for b in range(len(views)):
+        front = ahead[b].nonzero()[:, 0]
+        front = front[depth[b, front].argsort(stable=True)]
+        layer, covers = _Composite.apply(screen[b], covariance[b], splats.opacities, channels[b], front, views.size)
+        layers.append(layer.unflatten(0, views.size))
+        visible[b, front] = covers
+    return torch.stack(layers), Screen(screen, visible)
+
+
+def project(splats: Splats, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [B, N, 2] (pixels) and covariances xx, xy, yy [B, 3, N] (px^2, blurred) on the screen, and depths along the axis
+    [B, N], not differentiable. What is behind a camera is anywhere."""
+    H, W = views.size
+    axes = (views.c2w[:, :3, :3] * views.c2w.new_tensor([1, -1, -1])).mT  # to right, down, forward
+    place = axes @ (splats.means.T - views.c2w[:, :3, 3:])
+    depth = place[:, 2].detach()
+    z = torch.where(depth > 0, place[:, 2], 1.0)
+    tangents = place[:, :2] / z[:, None]
+    focal = (H / (2 * torch.tan(views.fovy / 2)))[:, None]
+    centre = focal[:, None] * tangents + views.c2w.new_tensor([[W / 2], [H / 2]])
+    edge = FIELD * torch.tan(views.fovy / 2)[:, None]
+    x, y = tangents[:, 0].clamp(-edge * W / H, edge * W / H), tangents[:, 1].clamp(-edge, edge)
+    right, down, forward = (axes @ _spread(splats).flatten(1)).view(len(views), 3, 3, -1).unbind(1)  # [B, 3, N] each
+    a, b = right - x[:, None] * forward, down - y[:, None] * forward
+    covariance = (focal / z).square()[:, None] * torch.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1)], 1)
+    return centre.mT.contiguous(), covariance + covariance.new_tensor([[BLUR], [0], [BLUR]]), depth
+
+
+def _spread(splats: Splats) -> Tensor:
+    """The axes of each Gaussian, as long as its standard deviations: [3 (world), 3 (axis), N]."""
+    w, x, y, z = splats.rotations.unbind(-1)
+    rotation = torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+                            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+                            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
+    return rotation.view(3, 3, -1) * splats.scales.T
+
+
+class _Composite(torch.autograd.Function):
+    """Channels and opacity [H * W, 5] of one view, and which of the K Gaussians `front` cover a pixel."""
+
+    @staticmethod
+    def forward(ctx, screen: Tensor, covariance: Tensor, opacities: Tensor, channels: Tensor, front: Tensor,
+                size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        H, W = size
+        u, v = screen[front].T.contiguous()
+        xx, xy, yy = covariance[:, front]
+        opacity = opacities[front]
+        determinant = xx * yy - xy * xy
+        conic = torch.stack([yy / determinant, -xy / determinant, xx / determinant])  # of power = half its square form
+        values = torch.cat([channels[front], torch.ones_like(u)[:, None]], 1)
+        gaussian, pixel, covers = _fragments(u, v, conic, yy, opacity, H, W)
+        dx, dy, reach = _offsets(u, v, conic, gaussian, pixel, W)
+        alpha = (opacity[gaussian] * reach).clamp_(max=MOST)
+        ends = torch.bincount(pixel, minlength=H * W).cumsum(0)
+        after = torch.log1p(-alpha.double()).cumsum_(0)
+        start = torch.cat([after.new_zeros(1), after])[torch.cat([ends.new_zeros(1), ends[:-1]])]
+        after = (after - start[pixel]).exp_().to(alpha.dtype)  # light left behind each fragment
+        kept = (after >= STOP).nonzero()[:, 0]
+        if len(kept) < len(pixel):
+            gaussian, pixel, alpha, after = gaussian[kept], pixel[kept], alpha[kept], after[kept]
+            dx, dy, reach = dx[kept], dy[kept], reach[kept]
+        weight = alpha * after / (1 - alpha)
+        layer = torch.zeros(H * W, 5, dtype=u.dtype, device=u.device)
+        layer.index_add_(0, pixel, values[gaussian] * weight[:, None])
+        ctx.save_for_backward(front, gaussian, pixel, dx, dy, reach, alpha, after, weight, conic, opacity, values)
+        ctx.N = len(opacities)
+        ctx.mark_non_differentiable(covers)
+        return layer, covers
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        front, gaussian, pixel, dx, dy, reach, alpha, after, weight, conic, opacity, values = ctx.saved_tensors
+        grad = grad[pixel]
+        wanted = (values[gaussian] * grad).sum(1)
+        hidden = (weight * wanted).double().cumsum_(0)  # of all behind it in its pixel, below
+        ends = torch.bincount(pixel, minlength=1).cumsum(0)
+        hidden = (hidden[(ends - 1).clamp_(min=0)][pixel] - hidden).to(weight.dtype) if len(pixel) else weight
+        slope = (after * wanted - hidden) / (1 - alpha)  # dL / d alpha
+        slope = torch.where(alpha < MOST, slope, 0) * reach
+        power = -slope * opacity[gaussian]  # dL / d power
+        a, b, c = conic[:, gaussian]
+        rows = torch.stack([-power * (a * dx + b * dy), -power * (b * dx + c * dy), power * dx * dx / 2, power * dx * dy,
+                            power * dy * dy / 2, slope], 1)
+        rows = torch.cat([rows, grad[:, :4] * weight[:, None]], 1)
+        total = torch.zeros(ctx.N, 10, dtype=rows.dtype, device=rows.device).index_add_(0, front[gaussian], rows)
+        screen, form, seen, channels = total.T.split([2, 3, 1, 4])
+        return screen.T, _of_inverse(form, conic, front), seen[0], channels.T, None, None
+
+
+def _of_inverse(form: Tensor, conic: Tensor, front: Tensor) -> Tensor:
+    """The gradient in covariances xx, xy, yy [3, N] of one in their inverses: dC = -C dS C, summed over both xy."""
+    a, b, c = conic
+    da, db, dc = form[:, front]
+    db = db / 2
+    out = torch.zeros_like(form)
+    out[:, front] = -torch.stack([a * (a * da + b * db) + b * (a * db + b * dc),
+                                  2 * (b * (a * da + b * db) + c * (a * db + b * dc)),
+                                  b * (b * da + c * db) + c * (b * db + c * dc)])
+    return out
+
+
+def _offsets(u: Tensor, v: Tensor, conic: Tensor, gaussian: Tensor, pixel: Tensor,
+             W: int) -> tuple[Tensor, Tensor, Tensor]:
+    """From a Gaussian's centre to the middle of a pixel: dx [M], dy [M] (pixels), and what is left there of its opacity."""
+    y = torch.div(pixel, W, rounding_mode="floor")
+    dx, dy = (pixel - y * W).to(u.dtype) + 0.5 - u[gaussian], y.to(u.dtype) + 0.5 - v[gaussian]
+    a, b, c = conic[:, gaussian]
+    return dx, dy, torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)
+
+
+def _fragments(u: Tensor, v: Tensor, conic: Tensor, yy: Tensor, opacity: Tensor, H: int,
+               W: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussian [M] and pixel [M] of all pairs with alpha >= 1/255, by pixel and then front to back; which of the K have any."""
+    a, b, _ = conic
+    reach = 2 * torch.log(opacity / LEAST)  # square of the distance, in standard deviations, where alpha is the least
+    rows, y = _spans(v, torch.sqrt(reach * yy), H)
+    dy = y.to(v.dtype) + 0.5 - v[rows]
+    half = torch.sqrt(((reach[rows] - dy * dy / yy[rows]) / a[rows]).clamp_(min=0))
+    row, x = _spans(u[rows] - (b / a)[rows] * dy, half, W)
+    gaussian, pixel = rows[row], y[row] * W + x
+    narrow = torch.int16 if H * W <= 32767 else torch.int32  # radix sort: fewer bits, fewer passes
+    order = pixel.to(narrow).sort(stable=True).indices
+    covers = torch.zeros(len(u), dtype=torch.bool, device=u.device).index_fill_(0, gaussian, True)
+    return gaussian[order], pixel[order], covers
+
+
+def _spans(centre: Tensor, half: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Which interval centre +- half, and which number i of 0 .. n - 1, for every middle i + 1/2 inside one."""
+    first = torch.ceil(centre - half - 0.5).clamp_(0, n)
+    count = (torch.floor(centre + half - 0.5).clamp_(-1, n - 1) - first + 1).clamp_(min=0).long()
+    which = torch.arange(len(centre), device=centre.device).repeat_interleave(count)
+    return which, torch.arange(len(which), device=centre.device) + (first.long() - count.cumsum(0) + count)[which]
+
+
+def _fast(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> Layers:
+    """The same by gsplat; by torch for previews of a CUDA run that are made elsewhere."""
+    from . import gsplat
+
+    return (gsplat.rasterise if splats.means.is_cuda else rasterise)(splats, channels, views, near, far)
