@@ -100,6 +100,8 @@ class Program:
         """One stage on this rank: None if another follows, else the exit code of the run."""
         world = self.world
         stage = world.together(lambda: Stage(run, index, self.device))
+        drive = Drive(run, text, stage, folder, self.log, index + 1 == len(run.stages)) if world.root else None
+        layout = world.together(lambda: drive.begin(), by=0)
         embeddings = world.together(stage.embeddings, by=1)
         evaluates = world.size == 1 or not world.root
         unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
@@ -112,12 +114,12 @@ class Program:
         else:
             from .transport.team import attend, lead
             if not world.root:
-                told = attend(world, self.device, shards, stopped, unit, stage.scene.layout, **faults)
+                told = attend(world, self.device, shards, stopped, unit, layout, **faults)
                 return self._after(told["code"], told["shrink"])
             transport = lead(world, self.device, shards, stopped, **faults, say=self.log.say)
         code = FAILED
         try:
-            code = Drive(run, text, stage, folder, self.log, transport, index + 1 == len(run.stages))()
+            code = drive(transport)
         except Preempted:
             code = PREEMPTED
         except (UserError, RunError) as error:

@@ -7,7 +7,7 @@ from . import __version__, checkpoint, config, results, stop
 from .config import Run
 from .core.errors import DONE, PREEMPTED, Preempted, UserError, exit_code
 from .core.log import Log
-from .core.theta import Drift, State
+from .core.theta import Drift, Layout, State
 from .keeper import Keeper
 from .picard.propeller import Window, propel
 from .picard.rollout import Rollout
@@ -19,15 +19,19 @@ from .transport.base import Transport
 class Drive:
     """A stage from its checkpoint, or from its beginning, to its end."""
 
-    def __init__(self, run: Run, text: str, stage: Stage, folder: Path, log: Log, transport: Transport, last: bool) -> None:
-        self.run, self.stage, self.folder, self.log, self.transport, self.last = run, stage, folder, log, transport, last
+    def __init__(self, run: Run, text: str, stage: Stage, folder: Path, log: Log, last: bool) -> None:
+        self.run, self.stage, self.folder, self.log, self.last = run, stage, folder, log, last
         self.keeper = Keeper(folder / "window.h5", stage.name, run.seed, text, run.checkpoint.every_s)
         self.reporter = Reporter(run, stage, folder, log)
 
-    def __call__(self) -> int | None:
+    def begin(self) -> Layout:
+        """The layout of theta in this stage, which what came before it decides."""
+        self.window = self._begin()
+        return self.window.x.theta.layout
+
+    def __call__(self, transport: Transport) -> int | None:
         """The exit code of the run, None if another stage follows. Raises Preempted, or what went wrong, after saving."""
-        rollout, complete = self.stage.rollout(), False
-        self.window = self._begin(rollout)
+        self.transport, rollout, complete = transport, self.stage.rollout(), False
         self.reporter.begin(self.window)
         try:
             if self.window.x.tau == 0:
@@ -52,33 +56,39 @@ class Drive:
             raise
         return DONE if self.last else None
 
-    def _begin(self, rollout: Rollout) -> Window:
+    def _begin(self) -> Window:
         """The window to go on from: the checkpoint's, or a new one, from where the previous stage ended if there is one."""
         stage, path = self.stage, self.keeper.path
         found = checkpoint.load(path, stage.device) if path.exists() else None
         if found and found.stage == stage.name:
-            if found.window.x.theta.layout != stage.scene.layout.of_points(found.window.x.theta.layout.N):
+            layout = found.window.x.theta.layout
+            if not stage.scene.layout.of_points(layout.N).admits(layout):
                 raise UserError(f"{path}: its numbers are laid out otherwise than those of stage {stage.name}; "
                                 "give the same configuration, or another --out")
             self.log.rewind(stage.name, found.window.k)
             self.log.say(f"resumed {path} at step {found.window.x.tau} of {stage.T}")
             then = config.parse(config.loads(found.config, "checkpoint"), str(path))
             (window,) = (one.window for one in then.stages if one.name == stage.name)
+            stage.scene.load(found.window.x.theta, found.window.x.tau)
             return stage.retold(found.window, window.threshold)
         if found is None and self.run.from_:
             path = Path(self.run.from_) / "window.h5"
             found = checkpoint.load(path, stage.device)
         if found is None:
             theta = stage.scene.theta()
+            if stage.scene.shape.wants is not None:
+                raise UserError(f"stage {stage.name}: its shape begins with that of a stage before it: put one before it, or "
+                                "give from=RUN")
         else:
             then = config.parse(config.loads(found.config, "checkpoint"), str(path))
             index = [one.name for one in then.stages].index(found.stage)
-            theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta)
+            theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta, self.log.say)
             self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
+        stage.scene.load(theta, 0)
         D, L = theta.layout.D, theta.layout.L
         self.log.say(f"mpiprop {__version__}: {self.run.prompt!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
                      f"({L - D:,} ride along), on {stage.device} -> {self.folder}")
-        return stage.open_window(rollout, theta)
+        return stage.open_window(stage.rollout(), theta)
 
     def _loop(self, rollout: Rollout) -> None:
         stage, reporter = self.stage, self.reporter

@@ -1,11 +1,12 @@
 """One stage of a run, from its configuration: the scene on every rank, the unit where it evaluates, the rollout on root."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from . import handover
 from .components import Node, build, parameters, plain, resolve, suggestion
 from .config import Run
 from .core.errors import UserError
@@ -62,12 +63,13 @@ class Stage:
         streams = (lambda tau: Streams(self.run.seed, tau).of(f"{self.name}/structure"))
         return Rollout(optimiser, refresh, self.scene.shape.structure(streams))
 
-    def begin(self, previous: "Stage", theta: Theta) -> Theta:
+    def begin(self, previous: "Stage", theta: Theta, say: Callable[[str], None]) -> Theta:
         """theta_0 after the stage `previous` has ended with `theta`: its shape, and what else is laid out alike.
 
         Raises UserError where this stage's shape cannot begin with the other's.
         """
-        self.scene.shape.begin_with(previous.scene.load(theta, previous.T).shape)
+        before, view = previous.scene.load(theta, previous.T), previous.views[0].turntable(1, (1, 1))
+        handover.begin(self.scene, before, previous.T, view, say)
         fresh = self.scene.theta()
         old = {entry.name: entry for entry in theta.layout.entries}
         for entry in fresh.layout.entries:

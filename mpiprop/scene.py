@@ -16,7 +16,8 @@ from .core.theta import MEASURED, Layout, Theta
 from .priors.lora import Lora
 from .render.splat import Splat
 from .render.volume import Volume
-from .shapes.base import Shape
+from .shapes import splat_density
+from .shapes.base import Shape, Skin
 from .shapes.materials import NoMaterial
 from .views.cameras import Image, Screen, Views
 
@@ -34,19 +35,16 @@ class Scene:
         self.shape, self.material, self.background = shape, material, background
         self.renderer, self.lora = renderer, lora
         modules = {"geometry": shape, "material": material, "background": background, **({"lora": lora} if lora else {})}
-        trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
-                   for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
-        riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
-        self._tensors = {name: tensor for name, tensor, *_ in (*trained, *riding)}
-        cloud = shape.splats()
-        self.layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in trained],
-                                [(name, tuple(b.shape)) for name, b in riding],
-                                {"lora": len(lora.lanes)} if lora else {}, len(cloud.means) if cloud else 0)
-        if cloud and not (isinstance(renderer, Splat) and type(material) is NoMaterial):
+        self._trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
+                         for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
+        self._riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
+        self._tensors = {name: tensor for name, tensor, *_ in (*self._trained, *self._riding)}
+        if shape.splats() and not (isinstance(renderer, Splat) and type(material) is NoMaterial):
             raise UserError("render, material: Gaussians have colours of their own and one renderer; use render.splat:Splat "
                             "and shapes.materials:NoMaterial")
-        self._seat(self.layout)
-        self.load(self.theta(), 0)
+        theta = self.theta()
+        self._seat(theta.layout)
+        self.load(theta, 0)
 
     def _seat(self, layout: Layout) -> None:
         """Lays the gradient out like `layout`, whose entries say where each tensor's numbers are."""
@@ -60,9 +58,11 @@ class Scene:
         return self.shape.radius
 
     def theta(self) -> Theta:
-        """A copy of the present numbers, which the shape may have changed, or their number of points."""
+        """A copy of the present numbers, of which the shape may have more or fewer than before."""
         cloud = self.shape.splats()
-        layout = self.layout.of_points(len(cloud.means)) if cloud else self.layout
+        layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
+                           [(name, tuple(b.shape)) for name, b in self._riding],
+                           {"lora": len(self.lora.lanes)} if self.lora else {}, len(cloud.means) if cloud else 0)
         flat = torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries])
         return Theta(flat, layout, lineage.roots(layout.N) if cloud else None)
 
@@ -111,6 +111,13 @@ class Scene:
         return self.shape.surface()
 
     @torch.no_grad()
+    def texture(self) -> tuple[Skin, Tensor] | None:
+        """The skin of a shape that has one, and its unlit colours [S, S, 3] in [0, 1]."""
+        if (skin := self.shape.skin()) is None:
+            return None
+        return skin, self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)
+
+    @torch.no_grad()
     def cloud(self) -> dict[str, Tensor] | None:
         """The raw numbers of a cloud of Gaussians, a row each; None for anything else."""
         return self.shape.cloud()
@@ -122,10 +129,12 @@ class Scene:
 
     @torch.no_grad()
     def solid(self, x: Tensor) -> Tensor:
-        """What [N] of a field exceeds a level inside its surface, at points [N, 3]."""
+        """What [N] of a field or a cloud exceeds a level inside its surface, at points [N, 3]."""
         return self.shape.solid(x)
 
     @torch.no_grad()
     def albedo(self, x: Tensor) -> Tensor:
         """Unlit colour [N, 3] in [0, 1] at points [N, 3]."""
+        if (cloud := self.shape.splats()) is not None:
+            return splat_density.colour(cloud, x)
         return self.material.albedo(self.shape.features(x)).clamp(0, 1)

@@ -32,6 +32,9 @@ class Ellipsoid:
     def surface(self) -> None:
         """It is a field."""
 
+    def texture(self) -> None:
+        """Its colours are in space."""
+
     def solid(self, x: Tensor) -> Tensor:
         return 20 * torch.sigmoid(40 * (1 - (x / AXES).norm(dim=-1)))
 

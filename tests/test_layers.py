@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("stop",), ("components",), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",), ("checkpoint", "export", "evaluate", "run_folder", "charts", "plan"),
-          ("recipe", "report", "keeper"), ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"), ("__main__",)]
+          ("handover", "report", "keeper"), ("recipe",),
+          ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),

@@ -109,6 +109,14 @@ class Layout:
         starts = [span.start + (tau + i) % n * length for i in range(n)]
         return [(slice(start, start + length), (tau + i) // n) for i, start in enumerate(starts)]
 
+    def admits(self, other: "Layout") -> bool:
+        """Whether `other` is this layout but for sizes that are 0 here, to be found when a stage begins."""
+        def names(layout: Layout) -> list[tuple[str, str, int]]:
+            return [(entry.name, entry.group, len(entry.shape)) for entry in layout.entries]
+
+        return self.lanes == other.lanes and names(self) == names(other) and all(
+            mine in (0, n) for one, two in zip(self.entries, other.entries) for mine, n in zip(one.shape, two.shape))
+
     def name_at(self, index: int) -> str:
         """The name of the entry that holds flat[index]."""
         return next(entry.name for entry in self.entries if entry.span.start <= index < entry.span.stop)

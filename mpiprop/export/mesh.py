@@ -14,10 +14,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from mpiprop.core.errors import RunError
-from mpiprop.export.atlas import Texture, paint, unwrap
+from mpiprop.export.atlas import Atlas, Texture, paint, unwrap
 
 if TYPE_CHECKING:
     from mpiprop.scene import Scene
+    from mpiprop.shapes.base import Skin
 
 Say = Callable[[str], None]
 Function = Callable[[Tensor], Tensor]  # of points [N, 3]
@@ -55,9 +56,9 @@ class Mesh:
 def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["auto"] = "auto", say: Say = print, *,
             parts: float = 0.01, faces: int = 0, texture: int = 0, height_m: float = 0.0) -> Mesh:
     """The surface of a scene, found by `iso_surface` where it is a field, made ready for other programs by `finish`; the
-    keys of `mesh`."""
-    if scene.cloud() is not None:
-        raise RunError("mesh: a cloud of Gaussians has no surface; `export --format ply` writes the Gaussians")
+    keys of `mesh`. A mesh that has a texture of its own keeps it, and all of its faces."""
+    if (own := scene.texture()) is not None:
+        return real_size(_with_own_texture(scene, *own, say), height_m)
     if (found := scene.surface()) is not None:
         vertices, corners = (tensor.cpu().numpy() for tensor in found)
         mesh = without_crumbs(Mesh(vertices, corners.astype(np.int32)), parts)
@@ -79,7 +80,7 @@ def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, heigh
     count = mesh.open_edges
     say(f"mesh: {len(mesh.faces):,} faces, {f'{count:,} open edges' if count else 'watertight'}"
         + (f", texture {texture} x {texture}" if texture else "") + (f", {height_m:g} m tall" if height_m else ""))
-    return real_size(mesh, height_m) if height_m else mesh
+    return real_size(mesh, height_m)
 
 
 def iso_surface(density: Function, bound: float, resolution: int = 128, threshold: float | Literal["auto"] = "auto",
@@ -148,10 +149,26 @@ def textured(mesh: Mesh, albedo: Function, size: int, pbr: Function | None = Non
 
 
 def real_size(mesh: Mesh, height_m: float) -> Mesh:
-    """The mesh scaled to be that tall (m), standing on the ground z = 0 with the middle of its box above the origin."""
+    """The mesh scaled to be that tall (m), standing on the ground z = 0 with the middle of its box above the origin; as it
+    is if 0."""
+    if not height_m:
+        return mesh
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     foot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
     return replace(mesh, vertices=((mesh.vertices - foot) * (height_m / (high - low)[2])).astype(np.float32))
+
+
+def _with_own_texture(scene: "Scene", skin: "Skin", albedo: Tensor, say: Say) -> Mesh:
+    """The mesh of a scene that has one with a texture, whose colours are also at its vertices."""
+    vertices, faces = (tensor.cpu().numpy() for tensor in scene.surface())
+    uv, corners, albedo = skin.uv.cpu().numpy(), skin.corners.cpu().numpy(), albedo.cpu().numpy()
+    source = np.zeros(len(uv), np.int32)
+    source[corners] = faces
+    texel = (uv * len(albedo)).astype(int).clip(0, len(albedo) - 1)
+    colours = np.zeros_like(vertices)
+    colours[source] = albedo[texel[:, 1], texel[:, 0]]
+    say(f"mesh: {len(faces):,} faces with their own texture, {len(albedo)} x {len(albedo)}")
+    return Mesh(vertices, faces.astype(np.int32), colours, Texture(Atlas(source, corners.astype(np.int32), uv), albedo))
 
 
 def _colours(function: Function, x: ndarray) -> ndarray:

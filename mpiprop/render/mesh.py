@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool2d, normalize
 
+from ..core.errors import UserError
 from ..core.steps import Streams
 from ..shapes.triangles import vertex_normals
 from ..views.cameras import Image, Surface, Views
 from . import nvdiffrast, raster
-from .raster import clip, neighbours
+from .raster import clip, neighbours, sample_texture
 from .volume import Shade
 
 
@@ -24,11 +25,14 @@ class Mesh:
     near: distance of the near plane (world units)
     far: distance of the far plane (world units)
     backend: what rasterises: "torch" (any device) or "nvdiffrast" (CUDA, its licence is not for commercial use)
+    supersampling: so many times as many pixels a side are rendered, and their means shown
     """
 
-    def __init__(self, *, near: float = 0.1, far: float = 100.0,
-                 backend: Literal["torch", "nvdiffrast"] = "torch") -> None:
-        self.near, self.far = near, far
+    def __init__(self, *, near: float = 0.1, far: float = 100.0, backend: Literal["torch", "nvdiffrast"] = "torch",
+                 supersampling: int = 1) -> None:
+        self.near, self.far, self.supersampling = near, far, supersampling
+        if supersampling < 1:
+            raise UserError(f"supersampling {supersampling}: needs at least 1")
         self.tool = raster if backend == "torch" else nvdiffrast
 
     def step(self, shape: nn.Module) -> float:
@@ -40,6 +44,7 @@ class Mesh:
         """The image of `shape`'s surface before `background`; differentiable in all parameters. The normals of the image
         are there whether asked for or not."""
         vertices, faces = shape.surface()
+        views = views.resized((views.size[0] * self.supersampling, views.size[1] * self.supersampling))
         positions = clip(views, vertices, self.near, self.far)
         fragments = self.tool.rasterize(positions, faces, views.size)
         seen = torch.cat([vertices, vertex_normals(vertices, faces)], -1)
@@ -48,9 +53,17 @@ class Mesh:
         normal = normalize(normal, dim=-1)
         origins, directions = views.rays()
         light = views.light[:, None, None].expand_as(points)
-        colour = shade(shape.features(points[hit]), points[hit], normal[hit], light[hit])
+        if (skin := shape.skin()) is None:
+            features = shape.features(points[hit])
+        else:
+            uv = self.tool.interpolate(skin.uv[None], skin.corners, fragments)[hit]
+            features = sample_texture(skin.features, torch.stack([uv[:, 0], 1 - uv[:, 1]], -1))
+        colour = shade(features, points[hit], normal[hit], light[hit])
         rgb = background(directions).masked_scatter(hit[..., None], colour)
         depth = ((points - origins) * directions).sum(-1, keepdim=True) * hit[..., None]
         layers = torch.cat([rgb, hit[..., None].to(rgb), normal], -1)
         rgb, opacity, normal = self.tool.antialias(layers, fragments, positions, faces, neighbours(faces)).split([3, 1, 3], -1)
-        return Image(rgb, opacity, depth, normal, surface=Surface(vertices, faces))
+        layers = [rgb, opacity, depth, normal]
+        if self.supersampling > 1:
+            layers = [avg_pool2d(layer.permute(0, 3, 1, 2), self.supersampling).permute(0, 2, 3, 1) for layer in layers]
+        return Image(*layers, surface=Surface(vertices, faces))

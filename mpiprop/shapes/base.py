@@ -35,11 +35,21 @@ class Splats:
     harmonics: Tensor  # [N, K, 3] coefficients of real spherical harmonics, K = 1, 4, 9 or 16; colour is 0.5 + their sum
 
 
+@dataclass(frozen=True)
+class Skin:
+    """Features of a mesh as a picture, S texels a side, and where the corners of its F faces are on it."""
+
+    uv: Tensor  # [U, 2] in [0, 1]: (0, 0) is the outer corner of the first texel, u along rows, v down
+    corners: Tensor  # [F, 3] int64 into U
+    features: Tensor  # [S, S, 3], differentiable
+
+
 class Shape(nn.Module):
     """What is optimised: features per point inside the box [-radius, radius]^3, and where matter is."""
 
     radius: float  # half side of the box, world units
     has_normals: bool  # whether it can be asked for normals
+    wants: dict | None = None  # keys of `export.mesh.extract`, if it begins with a textured mesh of the stage before
 
     def at(self, tau: int) -> None:
         """Sets what depends on the step alone (progressive bands)."""
@@ -51,6 +61,10 @@ class Shape(nn.Module):
     def surface(self) -> tuple[Tensor, Tensor] | None:
         """Vertices [M, 3] (world units), differentiable, and faces [F, 3] (int64) of a closed mesh, counterclockwise seen
         from outside; None for a field."""
+        return None
+
+    def skin(self) -> Skin | None:
+        """The picture on the surface of a shape whose features are on one; None of a shape that has them in space."""
         return None
 
     def splats(self) -> Splats | None:

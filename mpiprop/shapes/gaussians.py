@@ -16,6 +16,7 @@ from . import cloud
 from .base import Shape, Splats
 from .densify import Densify, Rules
 from .harmonics import C0
+from .splat_density import density
 
 CLOSE = 1e-7  # square of the least distance that counts as one between neighbours
 ROWS = ("position", "f_dc", "f_rest", "scale", "rotation", "opacity")
@@ -44,7 +45,7 @@ class Gaussians(Shape):
     cross: windows may reach across steps after which the Gaussians change; false: they end there
     """
 
-    has_normals = False
+    has_normals, level = False, None
 
     def __init__(self, rng: Streams, *, radius: float = 1.0, number: int = 5000, ball: float = 0.5,
                  points: str | None = None, degree: int = 0, opacity: float = 0.1,
@@ -66,6 +67,10 @@ class Gaussians(Shape):
     def splats(self) -> Splats:
         return Splats(self.position, self.scale.exp(), normalize(self.rotation, dim=-1), self.opacity[:, 0].sigmoid(),
                       torch.cat([self.f_dc, self.f_rest], 1))
+
+    def solid(self, x: Tensor) -> Tensor:
+        """The density [M] at points [M, 3], without a unit: 1 and more in the middle of an opaque Gaussian."""
+        return density(self.splats(), x)
 
     def cloud(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ROWS}

@@ -4,6 +4,7 @@ Letters: S points.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from ..core.steps import Streams, uniform
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid, "scale_-11_01": lambda raw: raw / 2 + 0.5}
+INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": partial(torch.logit, eps=1 / 512), "scale_-11_01": lambda colour: 2 * colour - 1}
 Activation = Literal["sigmoid", "scale_-11_01"]
 
 
@@ -26,7 +29,7 @@ class NoMaterial(nn.Module):
 
     def __init__(self, *, activation: Activation = "sigmoid") -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.inverse = ACTIVATIONS[activation], INVERSES[activation]
 
     def wants_normals(self, tau: int, rng: Streams | None) -> bool:
         """Whether the shading of step tau reads normals."""
@@ -35,6 +38,10 @@ class NoMaterial(nn.Module):
     def albedo(self, features: Tensor) -> Tensor:
         """Colours [S, 3] of features [S, 3]."""
         return self.activation(features)
+
+    def features(self, albedo: Tensor) -> Tensor:
+        """Finite features whose albedo this is, to within half a step of eight bits, in [0, 1]."""
+        return self.inverse(albedo)
 
     def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
                 rng: Streams | None) -> Tensor:
