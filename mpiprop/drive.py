@@ -75,7 +75,7 @@ class Drive:
             theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta)
             self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
         D, L = theta.layout.D, theta.layout.L
-        self.log.say(f"mpiprop {__version__}: {self.run.prompt!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
+        self.log.say(f"mpiprop {__version__}: {self.run.subject!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
                      f"({L - D:,} ride along), on {stage.device} -> {self.folder}")
         return stage.open_window(rollout, theta)
 

@@ -49,8 +49,8 @@ class Mesh:
         origins, directions = views.rays()
         light = views.light[:, None, None].expand_as(points)
         colour = shade(shape.features(points[hit]), points[hit], normal[hit], light[hit])
-        rgb = background(directions).masked_scatter(hit[..., None], colour)
+        rgb = (behind := background(directions)).masked_scatter(hit[..., None], colour)
         depth = ((points - origins) * directions).sum(-1, keepdim=True) * hit[..., None]
         layers = torch.cat([rgb, hit[..., None].to(rgb), normal], -1)
         rgb, opacity, normal = self.tool.antialias(layers, fragments, positions, faces, neighbours(faces)).split([3, 1, 3], -1)
-        return Image(rgb, opacity, depth, normal, surface=Surface(vertices, faces))
+        return Image(rgb, opacity, depth, normal, surface=Surface(vertices, faces), behind=behind)

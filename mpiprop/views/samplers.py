@@ -4,6 +4,7 @@ Letters: B views. Every draw has a stream of its own, so none shifts another.
 """
 
 from bisect import bisect_right
+from dataclasses import replace
 from math import pi, radians
 from typing import Literal
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core.steps import Schedule, Streams, normal, uniform
-from .cameras import UP, Views, look_at, on_sphere, turntable, wrapped
+from .cameras import UP, Views, look_at, on_sphere, orbit, turntable, wrapped
+from .reference import Pose
 
 
 def milestone(schedule: Schedule, tau: int) -> int:
@@ -101,6 +103,25 @@ class Random:
         azimuth = _between((-pi, pi), len(camera), rng("light.azimuth"))
         elevation = _between((pi / 6, pi / 2), len(camera), rng("light.elevation"))
         return (frame @ on_sphere(azimuth, elevation, distance)[:, :, None])[:, :, 0]
+
+
+class Reference:
+    """The one camera that the picture was taken with, which sees things unlit.
+
+    size: pixels per side, a number or [[step, number], ...], each in force from its step on
+    """
+
+    def __init__(self, pose: Pose, *, size: Schedule = 128) -> None:
+        self.pose, self.size = pose, size
+
+    def __call__(self, tau: int, rng: Streams) -> Views:
+        """The view of step tau."""
+        side, pose = milestone(self.size, tau), self.pose
+        return replace(orbit(pose.azimuth, pose.elevation, pose.distance, pose.fovy, (side, side)), unlit=True)
+
+    def turntable(self, n: int, size: tuple[int, int]) -> Views:
+        """n views at even azimuths from the picture's on, the light at the camera."""
+        return turntable(n, self.pose.elevation, self.pose.distance, self.pose.fovy, size)
 
 
 def _radians(limits: tuple[float, float]) -> tuple[float, float]:
