@@ -9,13 +9,14 @@ Shapes: B images of 64 x 64 pixels, latents [B, 4, 16, 16].
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mpiprop.priors.mvdream import Joined, camera_labels
+from mpiprop.priors.mvdream import CAMERA, Joined, camera_labels
 from mpiprop.priors.zero123 import pose
 from mpiprop.views.cameras import orbit
 from tools.corpus import COLOURS, SHAPES, caption
@@ -26,8 +27,8 @@ from tools.training import Plan, seeded, train
 
 EMBEDDED, CONTEXT = 96, 128  # width of the judge's image embeddings; of the UNet's context
 PLANS = {
-    "pose": Plan(steps=3000, batch=16, rate=5e-4, seed=11, warmup=50, average=0.997),
-    "four": Plan(steps=2500, batch=16, rate=4e-4, seed=12, warmup=50, average=0.997),
+    "pose": Plan(steps=1900, batch=16, rate=5e-4, seed=11, warmup=50, average=0.997),
+    "four": Plan(steps=1600, batch=16, rate=4e-4, seed=12, warmup=50, average=0.997),
 }
 
 
@@ -62,6 +63,11 @@ class PoseDenoiser(nn.Module):
         shown = shown.to(noisy)[:, None]
         token = (self.projection(told) * shown)[:, None]
         return self.unet(torch.cat([noisy, picture * shown[..., None, None]], dim=1), t, token).sample
+
+
+def four_unet() -> nn.Module:
+    """Returns the text prior's UNet with a camera embedding, which at first adds nothing."""
+    return text_unet(class_embed_type="projection", projection_class_embeddings_input_dim=CAMERA)
 
 
 def weighted(error: Tensor, t: Tensor, scheduler: object) -> Tensor:
@@ -135,7 +141,7 @@ def train_four(out: Path) -> None:
             out_ = model(noisy, t, table[row], class_labels=cameras[index]).sample.float()
         return weighted(out_ - noise, t, scheduler)
 
-    model = seeded(plan.seed, lambda: text_unet(class_embed_type="projection", projection_class_embeddings_input_dim=16))
+    model = seeded(plan.seed, four_unet)
     model.set_attn_processor(Joined())
     train(model, plan, loss, out / "four.pt")
 
@@ -154,9 +160,46 @@ def eye_of() -> nn.Module:
     return CLIPVisionModelWithProjection.from_pretrained(WEIGHTS / "judge").eval()
 
 
+def averaged(out: Path, stage: str) -> dict[str, Tensor]:
+    """Returns the moving average that a stage's last checkpoint holds."""
+    saved = torch.load(out / f"{stage}.pt")["average"]
+    return {key.removeprefix("module."): value for key, value in saved.items() if key.startswith("module.")}
+
+
+def export(out: Path) -> None:
+    """Writes the models as of their last checkpoints, in halves, without what they share with the text prior."""
+    from safetensors.torch import save_file
+    from transformers import CLIPImageProcessor
+
+    if (out / "pose.pt").exists():
+        folder, model = WEIGHTS / "zero123", PoseDenoiser()
+        model.load_state_dict(averaged(out, "pose"))
+        model.unet.half().save_pretrained(folder / "unet")
+        eye_of().half().save_pretrained(folder / "image_encoder")
+        CLIPImageProcessor.from_pretrained(WEIGHTS / "judge").save_pretrained(folder / "feature_extractor")
+        (folder / "cc_projection").mkdir(exist_ok=True)
+        save_file({f"projection.{key}": value.half() for key, value in model.projection.state_dict().items()},
+                  folder / "cc_projection" / "diffusion_pytorch_model.safetensors")
+        config = {"_class_name": "CCProjection", "in_channel": EMBEDDED + 4, "out_channel": CONTEXT}
+        (folder / "cc_projection" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        told = folder / "image_encoder" / "config.json"  # transformers computes in the type named there
+        told.write_text(told.read_text().replace("float16", "float32"))
+    if (out / "four.pt").exists():
+        model = four_unet()
+        model.load_state_dict(averaged(out, "four"))
+        model.half().save_pretrained(WEIGHTS / "mvdream" / "unet")
+    for folder in (WEIGHTS / "zero123", WEIGHTS / "mvdream"):
+        new_scheduler().save_pretrained(folder / "scheduler")
+        for config in folder.glob("unet/config.json"):
+            told = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+            config.write_text(json.dumps(told, indent=2) + "\n")
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        print(f"export: {folder.name} {size / 1e6:.2f} MB", flush=True)
+
+
 STAGES: dict[str, Callable[[Path], None]] = {
     "posed": write_posed, "latents": lambda out: write_latents(out, vae_of(), eye_of()), "pose": train_pose,
-    "four": train_four}
+    "four": train_four, "export": export}
 
 
 def main() -> None:
