@@ -5,11 +5,13 @@ Everything that a run does besides the algorithm stands around one loop, `for wi
 
 import os
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from . import checkpoint, config, run_folder, stop
+from .components import takes
 from .config import Run
 from .core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
 from .core.log import Log
@@ -19,9 +21,10 @@ from .recipe import Stage
 from .transport.base import Serial
 from .transport.shared import Shared
 from .transport.world import World
+from .views.reference import Reference
 
 FREE_TO_CHANGE = ("device", "threads", "faults", "patience_s", "window", "checkpoint", "preview", "turntable",
-                  "mesh")  # on --resume
+                  "mesh", "image")  # on --resume; a picture counts by its content
 
 
 def main(name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
@@ -43,7 +46,7 @@ class Program:
         self.world, self.log = world, log
 
     def run(self, name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
-        text, folder = self.world.together(lambda: self._open(name, overrides, out, resume), by=0)
+        text, folder, self.reference = self.world.together(lambda: self._open(name, overrides, out, resume), by=0)
         run = self.world.together(lambda: config.parse(config.loads(text, name), name))
         torch.set_num_threads(run.threads)
         recycle_large_blocks()
@@ -61,30 +64,50 @@ class Program:
                 return code
         return DONE
 
-    def _open(self, name: str, overrides: list[str], out: Path | None, resume: bool) -> tuple[str, Path]:
-        """The resolved configuration and the run folder, which is made and locked, and told what happens in it."""
+    def _open(self, name: str, overrides: list[str], out: Path | None,
+              resume: bool) -> tuple[str, Path, Reference | None]:
+        """The resolved configuration, the run folder, which is made and locked, and told what happens in it, and the picture
+        to start from, if there is one."""
         run = config.load(name, overrides)
-        if run.image is not None:
-            raise UserError(f"image={run.image}: {name} makes objects from a prompt alone; leave image out")
+        reference = self._picture(name, run)
+        if reference is not None:
+            run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
         if run.from_ and not (Path(run.from_) / "window.h5").exists():
             raise UserError(f"from={run.from_}: no run folder with a window.h5")
-        if not run.prompt:
+        if not run.subject:
             raise UserError('nothing to make: give prompt="..."')
-        folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run.prompt, run.seed, out, resume)
+        folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run, out, resume)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = run_folder.lock(folder)
             self.log = Log(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+        if reference is not None:
+            from .export.pictures import png
+            png(reference.rgba, folder / "reference.png")
         stop.watch(folder)
-        return config.resolved(run), folder
+        return config.resolved(run), folder, reference
+
+    def _picture(self, name: str, run: Run) -> Reference | None:
+        """The picture to start from; None where the configuration makes objects from prompts."""
+        if not any(takes(node, "reference") for node in run.nodes):
+            if run.image is not None:
+                raise UserError(f"image={run.image}: {name} makes objects from a prompt alone; leave image out")
+            return None
+        if run.image is None:
+            raise UserError(f"{name} makes objects from a picture: give image=FILE")
+        from . import photograph
+        return photograph.read(run.image, run.reference)
 
     def _resume(self, folder: Path, run: Run, text: str, resume: bool) -> tuple[int, bool]:
         """The stage to go on with, and whether nothing is left to do."""
         index, finished = 0, False
         if resume and (folder / "window.h5").exists():
             found = checkpoint.load(folder / "window.h5")
+            if run.reference.sha256 != config.loads(found.config, "checkpoint").get("reference", {}).get("sha256"):
+                raise UserError(f"{folder / 'window.h5'}: was begun with another picture than {run.image}; "
+                                "give the same one, or another --out")
             if difference := _difference(config.loads(found.config, "checkpoint"), config.loads(text, "now")):
                 raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
                                 "give the same one, or another --out")
@@ -99,7 +122,7 @@ class Program:
     def _stage(self, run: Run, text: str, index: int, folder: Path) -> int | None:
         """One stage on this rank: None if another follows, else the exit code of the run."""
         world = self.world
-        stage = world.together(lambda: Stage(run, index, self.device))
+        stage = world.together(lambda: Stage(run, index, self.device, self.reference))
         drive = Drive(run, text, stage, folder, self.log, index + 1 == len(run.stages)) if world.root else None
         layout = world.together(lambda: drive.begin(), by=0)
         embeddings = world.together(stage.embeddings, by=1)

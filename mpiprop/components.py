@@ -39,6 +39,12 @@ class Node:
         return self.keys[name]
 
 
+def takes(node: Node, name: str) -> bool:
+    """Whether a component, or one nested in it, is given `name` by the program."""
+    inner = (value for value in node.keys.values() if isinstance(value, Node))
+    return name in parameters(resolve(node.use))[0] or any(takes(part, name) for part in inner)
+
+
 def key(doc: str, default: Any = MISSING, *, lo: float | None = None, hi: float | None = None) -> Any:
     """A record's field with its line of the manual and its bounds (included)."""
     metadata = {"doc": doc, "lo": lo, "hi": hi}

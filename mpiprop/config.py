@@ -68,6 +68,18 @@ class MeshOut:
 
 
 @dataclass(frozen=True)
+class Picture:
+    fill: float = key("longer side of the object over that of the picture, to which it is brought, in the middle; "
+                      "0: it stays as and where it is", 0.8, lo=0, hi=1)
+    size: int = key("height and width that the picture is brought to (pixels)", 512, lo=8, hi=4096)
+    elevation_deg: float = key("elevation that it was taken from (degrees)", 0.0, lo=-89, hi=89)
+    distance: float = key("distance of its camera from the origin (world units)", 3.8, lo=0.01)
+    fovy_deg: float = key("vertical field of view of its camera (degrees)", 20.0, lo=1, hi=170)
+    sha256: str | None = key("of its content and of the pictures of depth and normals beside it, as the program found it: "
+                             "a run is of this picture, wherever it lies", None)
+
+
+@dataclass(frozen=True)
 class Term:
     name: str = key("name in the log; its random draws are keyed by it")
     views: Node = key("where to look from")
@@ -106,7 +118,20 @@ class Run:
     preview: Preview = key("previews/", Preview)
     turntable: Turntable = key("turntable.gif", Turntable)
     mesh: MeshOut = key("mesh.glb", MeshOut)
+    reference: Picture = key("what is known of the picture to start from", Picture)
     stages: tuple[Stage, ...] = key("stages, in order")
+
+    @property
+    def subject(self) -> str:
+        """What it makes in a few words: the prompt, else the picture's name."""
+        return self.prompt or Path(self.image or "").stem.removesuffix("_rgba")
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The outermost components of all stages."""
+        return [node for stage in self.stages for node in (
+            stage.shape, stage.material, stage.background, stage.render, stage.optimiser,
+            *(node for term in stage.terms for node in (term.views, term.guidance)))]
 
 
 class _Loader(yaml.SafeLoader):

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from . import handover
 from .components import Node, build, parameters, plain, resolve, suggestion
@@ -18,40 +17,42 @@ from .picard.propeller import Predictor, Threshold, Window, copies
 from .picard.rollout import Rollout
 from .priors.base import Prior
 from .priors.lora import Lora
-from .priors.prompts import Prompts
+from .priors.prompts import Conditions
 from .scene import Scene
 from .unit import ComputationUnit, Term
+from .views.reference import Pose, Reference
 
 
 class Stage:
     """A stage's parts, made when asked for: root loads no prior, workers no optimiser."""
 
-    def __init__(self, run: Run, index: int, device: torch.device) -> None:
-        self.run, self.config, self.device = run, run.stages[index], device
+    def __init__(self, run: Run, index: int, device: torch.device, reference: Reference | None = None) -> None:
+        """A unit needs the picture `reference` where guidances do; everything else does without."""
+        self.run, self.config, self.device, self.reference = run, run.stages[index], device, reference
         self.name, self.T = self.config.name, self.config.steps
         self.init = Streams(run.seed, 0).of(f"{self.name}/init")
         self._priors: dict[str, Prior] = {}
         self.lora = self._lora()
         self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
                            build(self.config.background, self.init), build(self.config.render), device, self.lora)
-        self.views = [build(term.views) for term in self.config.terms]
+        self.views = [build(term.views, **_given(term.views, pose=Pose.of(run.reference))) for term in self.config.terms]
         for i, term in enumerate(self.config.terms):
             for unknown in set(term.penalties) - set(PENALTIES):
                 raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
 
-    def embeddings(self) -> list[Tensor]:
-        """The encoded texts of every term: done on one rank, whose text encoder is freed at once."""
-        return [Prompts.of(self._prior(term.guidance), build(term.guidance.part("prompts")), self.run.prompt).embeddings
-                for term in self.config.terms]
+    def embeddings(self) -> list[Conditions | None]:
+        """What the prior of every term that has one is to be told: done on one rank, whose encoders are freed at once."""
+        return [self._told(term.guidance) if _takes(term.guidance, "prompts") else None for term in self.config.terms]
 
-    def unit(self, embeddings: Sequence[Tensor]) -> ComputationUnit:
+    def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
         """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
         terms = []
-        for term, views, encoded in zip(self.config.terms, self.views, embeddings):
-            prompts = Prompts(encoded, build(term.guidance.part("prompts")))
-            given = (self._prior(term.guidance), prompts)
-            guidance = build(term.guidance, *given, *([self.lora] if _learns(term.guidance) else []))
-            terms.append(Term(term.name, views, guidance, term.weight, term.penalties))
+        for term, views, told in zip(self.config.terms, self.views, embeddings):
+            given = {"lora": self.lora, "reference": self.reference}
+            if told is not None:
+                given |= {"prior": self._prior(term.guidance), "prompts": told}
+            terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
+                              term.penalties))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name)
 
     def rollout(self) -> Rollout:
@@ -100,10 +101,18 @@ class Stage:
 
     def _lora(self) -> Lora | None:
         """What the stage's guidance trains beside the scene."""
-        learning = [term.guidance for term in self.config.terms if _learns(term.guidance)]
+        learning = [term.guidance for term in self.config.terms if _takes(term.guidance, "lora")]
         if len(learning) > 1:
             raise UserError(f"{learning[1].path}.lora: one term of a stage can learn, and {learning[0].path} does")
         return build(learning[0].part("lora"), self._prior(learning[0]), self.init) if learning else None
+
+    def _told(self, guidance: Node) -> Conditions:
+        """What a guidance's prior is to be told of the prompt or the picture."""
+        node = guidance.part("prompts")
+        try:
+            return build(node, **_given(node, reference=self.reference)).encode(self._prior(guidance), self.run.prompt)
+        except UserError as error:
+            raise UserError(f"{node.path}: {error}") from None
 
     def _prior(self, guidance: Node) -> Prior:
         """The prior of a guidance; one object for all that say the same."""
@@ -113,5 +122,10 @@ class Stage:
         return self._priors[key]
 
 
-def _learns(guidance: Node) -> bool:
-    return "lora" in parameters(resolve(guidance.use))[0]
+def _takes(component: Node, name: str) -> bool:
+    return name in parameters(resolve(component.use))[0]
+
+
+def _given(component: Node, **things: object) -> dict[str, object]:
+    """Those of the things that a component is given by the program."""
+    return {name: thing for name, thing in things.items() if _takes(component, name)}

@@ -140,6 +140,9 @@ def _pictures(run: RunSummary, glb: str) -> str:
     if (turntable := run.folder / "turntable.gif").is_file():
         shown.append(f'<figure><img src="{_inline(turntable)}" alt="turntable"><figcaption>Turntable</figcaption>'
                      "</figure>")
+    if (pair := run.folder / "likeness.png").is_file():
+        shown.append(f'<figure><img src="{_inline(pair)}" alt="picture and view"><figcaption>The picture, and the object from '
+                     "there</figcaption></figure>")
     if mesh.is_file():
         shown.append(f'<figure><canvas data-glb="{glb}"></canvas><figcaption>Mesh: drag to turn, wheel to come nearer, '
                      'double click to reset</figcaption>'

@@ -1,7 +1,7 @@
 """The pictures and files of a run, from one theta: previews while it runs, turntable, views, mesh and report at its end."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,8 +11,10 @@ from .config import Run
 from .core.errors import RunError
 from .core.log import Log
 from .core.theta import Theta
+from .guidance.reference import before, psnr
 from .recipe import Stage
-from .views.cameras import Views
+from .views.cameras import Views, orbit
+from .views.reference import Reference
 
 VIEWS = 12  # what views/ holds and `evaluate` looks at
 
@@ -39,6 +41,17 @@ def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> Ten
     return strip
 
 
+def likeness(stage: Stage, theta: Theta, reference: Reference, size: int) -> tuple[Tensor, float]:
+    """The picture that the object was made from beside the object from there [H, 2 W, 3], and their PSNR (dB)."""
+    side = min(size, len(reference.rgba))
+    picture = reference.resized(side).to(stage.device)
+    view = orbit(reference.azimuth, reference.elevation, reference.distance, reference.fovy, (side, side))
+    with torch.no_grad():
+        image = stage.scene.load(theta, stage.T).render(replace(view, unlit=True), stage.T, normals=False)
+        pair = torch.cat([before(image, picture, picture.rgba[..., 3:])[0], image.rgb[0].clamp(0, 1)], 1)
+    return pair.cpu(), psnr(image, picture)
+
+
 def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:
     """All results of a finished run, and `done` last of all."""
     from . import report
@@ -51,6 +64,10 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     (folder / "views").mkdir(exist_ok=True)
     for i, picture in enumerate(frames(stage, theta, views.turntable(VIEWS, (size, size)), stay)):
         png(picture, folder / "views" / f"{i:03d}.png")
+    if stage.reference is not None:
+        pair, decibels = likeness(stage, theta, stage.reference, 2 * size)
+        png(pair, folder / "likeness.png")
+        log.say(f"from where the picture was taken: {decibels:.1f} dB ({folder / 'likeness.png'})")
     turn = frames(stage, theta, views.turntable(run.turntable.frames, (size, size)), stay)
     film(turn, folder / "turntable.gif", run.turntable.fps)
     if has_ffmpeg():

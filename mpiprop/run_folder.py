@@ -7,6 +7,7 @@ from time import monotonic, sleep
 from typing import IO
 
 from . import config
+from .config import Run
 from .core.errors import UserError
 
 
@@ -15,15 +16,15 @@ def slug(text: str, longest: int = 48) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].strip("-") or "untitled"
 
 
-def choose(name: str, subject: str, seed: int, out: Path | None, resume: bool, root: Path = Path("runs")) -> Path:
-    """The folder to run in. Raises UserError rather than write over a run that is already there."""
+def choose(name: str, run: Run, out: Path | None, resume: bool, root: Path = Path("runs")) -> Path:
+    """The folder for `run` of configuration `name`. Raises UserError rather than write over a run that is already there."""
     if out is not None:
         if not resume and ((out / "config.yaml").exists() or (out / "window.h5").exists()):
             raise UserError(f"{out}: holds a run already; continue it with --resume or choose another --out")
         return out
-    stem = f"{slug(name)}-{slug(subject)}-{seed}"
+    stem = f"{slug(name)}-{slug(run.subject)}-{run.seed}"
     mine = [folder for folder in root.glob(f"{stem}*") if re.fullmatch(rf"{re.escape(stem)}(\.\d+)?", folder.name)
-            and _is_of(folder, subject, seed)]
+            and _is_of(folder, run)]
     if resume and (unfinished := [folder for folder in mine if not (folder / "done").exists()]):
         return max(unfinished, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
     taken = {folder.name for folder in root.glob(f"{stem}*")}
@@ -46,10 +47,10 @@ def lock(folder: Path) -> IO[str]:
             sleep(0.1)
 
 
-def _is_of(folder: Path, subject: str, seed: int) -> bool:
-    """Whether the run in `folder` has this prompt or picture, and this seed."""
+def _is_of(folder: Path, run: Run) -> bool:
+    """Whether the run in `folder` has the prompt, the picture and the seed of `run`."""
     try:
         made = config.loads((folder / "config.yaml").read_text(), str(folder))
-        return made["seed"] == seed and made["prompt"] == subject
+        return (made["seed"], made["prompt"], made["reference"]["sha256"]) == (run.seed, run.prompt, run.reference.sha256)
     except (OSError, UserError, KeyError, TypeError):
         return False

@@ -101,9 +101,9 @@ class Scene:
         """The image of the scene at step tau, differentiable in its parameters; rng None: an evaluation image, without
         jitter or drawn shading. `normals` False leaves out those that the shading does not read."""
         views = views.to(self.device)
-        normals = self.shape.has_normals and (normals or self.material.wants_normals(tau, rng))
-        return self.renderer(self.shape, partial(self.material, tau=tau, rng=rng), partial(self.background, rng=rng),
-                             views, rng, normals)
+        normals = self.shape.has_normals and (normals or self.material.wants_normals(tau, rng, views.unlit))
+        shade = partial(self.material, tau=tau, rng=rng, unlit=views.unlit)
+        return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, normals)
 
     @torch.no_grad()
     def surface(self) -> tuple[Tensor, Tensor] | None:

@@ -4,7 +4,7 @@ The loss is a sum of terms; each draws views, renders them, asks its guidance fo
 image, and adds penalties. Everything random inside a term comes from the streams of (seed, tau, its stage and name).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
@@ -31,6 +31,10 @@ class Term:
     weight: Schedule = 1.0
     penalties: Mapping[str, Schedule] = field(default_factory=dict)
 
+    def reads_normals(self, penalties: Collection[str]) -> bool:
+        """Whether the guidance or one of the penalties looks at normals."""
+        return getattr(self.guidance, "reads_normals", False) or not READ_NORMALS.isdisjoint(penalties)
+
 
 class ComputationUnit:
     """s: Theta, tau -> Drift, its gradient in the scene's buffer. Raises RunError where a gradient is not finite."""
@@ -52,13 +56,14 @@ class ComputationUnit:
                 continue  # more parts than views
             views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
             weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
-            image = self.scene.render(views, tau, rng, normals=not READ_NORMALS.isdisjoint(weights))
+            image = self.scene.render(views, tau, rng, normals=term.reads_normals(weights))
             loss, told = term.guidance(image, views, tau, rng)
+            loss = steps.at(term.weight, tau) * loss
             for name, weight in weights.items():
                 penalty = PENALTIES[name](image, views)
                 told[name] = penalty.item()
                 loss = loss + weight * penalty
-            (share * steps.at(term.weight, tau) * loss).backward()
+            (share * loss).backward()
             if image.screen:
                 self.scene.measure(image.screen, batch, views.size)
             scalars |= {name: share * value for name, value in told.items()}

@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("stop",), ("components",), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
-          ("render", "guidance"), ("scene",), ("unit",), ("checkpoint", "export", "evaluate", "run_folder", "charts", "plan"),
-          ("handover", "report", "keeper"), ("recipe",),
-          ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"), ("__main__",)]
+          ("render", "guidance"), ("scene",), ("unit",),
+          ("checkpoint", "export", "evaluate", "photograph", "run_folder", "charts", "plan"),
+          ("handover", "report", "keeper"), ("recipe",), ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"),
+          ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),
@@ -34,7 +35,8 @@ DOORS = {
     "xatlas": ("export/",),
     "fast_simplification": ("export/",),
     "scipy": ("shapes/", "export/", "evaluate.py"),
-    "PIL": ("export/", "evaluate.py"),
+    "PIL": ("export/", "evaluate.py", "photograph.py"),
+    "rembg": ("photograph.py",),
 }
 HEAVY = set(DOORS) - {"mpi4py", "h5py", "yaml"} | {"accelerate", "matplotlib"}
 DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",

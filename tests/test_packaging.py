@@ -38,7 +38,8 @@ def test_packages_imported_are_packages_declared(setup: configparser.ConfigParse
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
     declared = requirements(setup["options"]["install_requires"])
-    optional = requirements(setup["options.extras_require"]["cuda"]) | {"tinycudann", "nvdiffrast"}  # built by hand
+    extras = setup["options.extras_require"]
+    optional = requirements(extras["cuda"]) | requirements(extras["image"]) | {"tinycudann", "nvdiffrast"}  # built by hand
     assert {IMPORTED_AS.get(name, name) for name in declared - INDIRECT} == \
         imported - set(sys.stdlib_module_names) - optional - {"mpiprop"}
 

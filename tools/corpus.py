@@ -5,13 +5,19 @@ front, +90 deg from +y at its left; angles are radians, colours lie in [0, 1], i
 linear in the colour that the caption names, so an object is traced once for all its colours: `trace` returns `Layers`,
 and `Layers.over` paints them.
 Shapes: B views, H = W = `size` pixels, N points or rays; points are [3, N] so that a coordinate is contiguous.
+
+    python -m tools.corpus SHAPE COLOUR OUT.png [--azimuth 0] [--elevation 0] [--distance 1.8] [--fovy 50] [--size 256]
+
+writes one view (degrees) with its exact opacity, to make objects from.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -187,3 +193,32 @@ def render(shape: str, colour: str, shots: Shots, background: Tensor, size: int 
     """Returns rgb [B, H, W, 3] and alpha [B, H, W, 1] of `shape` in `colour`; background [B, 3] in [0, 1]."""
     layers = trace(shape, shots, size)
     return layers.over(torch.tensor([COLOURS[colour]]), background[:, None, None]), layers.alpha
+
+
+def still(angles: Tensor, distance: float, fovy: float) -> Shots:
+    """Returns cameras at angles [B, 2] (azimuth, elevation) that look at the origin, with the light where they are."""
+    azimuth, elevation = angles.unbind(1)
+    same = torch.ones_like(azimuth)
+    return Shots(azimuth, elevation, distance * same, fovy * same, torch.zeros(len(same), 3), toward(azimuth, elevation),
+                 0.425 * same)
+
+
+def main() -> None:
+    from mpiprop.export.pictures import png
+
+    parser = argparse.ArgumentParser(prog="python -m tools.corpus", description="A view of an object, as RGBA.")
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("colour", choices=COLOURS)
+    parser.add_argument("out", type=Path)
+    for name, default in (("azimuth", 0), ("elevation", 0), ("distance", 1.8), ("fovy", 50)):
+        parser.add_argument(f"--{name}", type=float, default=default)
+    parser.add_argument("--size", type=int, default=256)
+    args = parser.parse_args()
+    angles = torch.deg2rad(torch.tensor([[args.azimuth, args.elevation]]))
+    layers = trace(args.shape, still(angles, args.distance, math.radians(args.fovy)), args.size)
+    premultiplied = layers.over(torch.tensor([COLOURS[args.colour]]), torch.zeros(3))
+    png(torch.cat([premultiplied / layers.alpha.clamp_min(1e-6), layers.alpha], -1)[0], args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
-"""Penalties on what was rendered, beside the score (DreamFusion, section 3.2 and appendix A.2; Magic3D; HiFA).
+"""Penalties on what was rendered, beside the score (DreamFusion, section 3.2 and appendix A.2; Magic3D; HiFA;
+threestudio's Zero-1-to-3).
 
 Letters: B views, H x W pixels, S samples. Each takes an image and its views and returns a scalar: the mean over the views
 of what it holds against one, so that a batch may be evaluated in parts.
@@ -66,10 +67,33 @@ def laplacian(image: Image, views: Views) -> Tensor:
     return surfaces.laplacian(surface.vertices, surface.faces)
 
 
+def normal_smooth(image: Image, views: Views) -> Tensor:
+    """Mean of the squared differences between the normals of pixels side by side, and of those one above the other, as a
+    picture (n + 1) / 2 on black shows them (threestudio's)."""
+    if image.normal is None:
+        raise UserError("penalties.normal_smooth: the shape has no normals; set shape.normal or remove the penalty")
+    shown = (image.normal / 2 + 0.5) * image.opacity
+    return shown.diff(dim=1).square().mean() + shown.diff(dim=2).square().mean()
+
+
+def normal_smooth_3d(image: Image, views: Views) -> Tensor:
+    """Mean over samples of |n(x) - n(x + d)|, each coordinate for itself, d normal with a deviation of 0.01 (threestudio's,
+    whose d differs from sample to sample of a ray)."""
+    samples = _samples(image, "3d_normal_smooth")
+    if samples.normals is None or samples.nearby is None:
+        raise UserError("penalties.3d_normal_smooth: the shape has no normals; set shape.normal or remove the penalty")
+    rays, views_ = image.opacity[0].numel(), len(image.opacity)
+    bent = (samples.normals - samples.nearby(0.01)).abs().mean(-1)
+    view = samples.ray // rays
+    count = torch.bincount(view, minlength=views_).clamp(min=1)
+    return (bent.new_zeros(views_).index_add(0, view, bent) / count).mean()
+
+
 PENALTIES: dict[str, Callable[[Image, Views], Tensor]] = {
     "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance, "eikonal": eikonal,
-    "normal_consistency": normal_consistency, "laplacian": laplacian}
-READ_NORMALS = {"orient", "eikonal"}  # of them, those for which normals must be rendered
+    "normal_consistency": normal_consistency, "laplacian": laplacian, "normal_smooth": normal_smooth,
+    "3d_normal_smooth": normal_smooth_3d}
+READ_NORMALS = {"orient", "eikonal", "normal_smooth", "3d_normal_smooth"}  # of them, those for which normals must be rendered
 
 
 def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:

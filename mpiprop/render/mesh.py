@@ -59,11 +59,12 @@ class Mesh:
             uv = self.tool.interpolate(skin.uv[None], skin.corners, fragments)[hit]
             features = sample_texture(skin.features, torch.stack([uv[:, 0], 1 - uv[:, 1]], -1))
         colour = shade(features, points[hit], normal[hit], light[hit])
-        rgb = background(directions).masked_scatter(hit[..., None], colour)
+        rgb = (behind := background(directions)).masked_scatter(hit[..., None], colour)
         depth = ((points - origins) * directions).sum(-1, keepdim=True) * hit[..., None]
         layers = torch.cat([rgb, hit[..., None].to(rgb), normal], -1)
         rgb, opacity, normal = self.tool.antialias(layers, fragments, positions, faces, neighbours(faces)).split([3, 1, 3], -1)
-        layers = [rgb, opacity, depth, normal]
+        layers = [rgb, opacity, depth, normal, behind]
         if self.supersampling > 1:
             layers = [avg_pool2d(layer.permute(0, 3, 1, 2), self.supersampling).permute(0, 2, 3, 1) for layer in layers]
-        return Image(*layers, surface=Surface(vertices, faces))
+        rgb, opacity, depth, normal, behind = layers
+        return Image(rgb, opacity, depth, normal, surface=Surface(vertices, faces), behind=behind)

@@ -6,6 +6,8 @@ that hold almost nothing are dropped before anything is differentiated.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 
@@ -15,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from ..core.errors import UserError
-from ..core.steps import Streams, uniform
+from ..core.steps import Streams, normal, uniform
 from ..shapes.base import Field
 from ..shapes.occupancy import threshold
 from ..views.cameras import Image, Samples, Views
@@ -60,9 +62,10 @@ class Volume:
         else:
             jitter = rng.rows("render.jitter", uniform, len(view)).to(view.device)
             channels, samples = self._render(field, shade, *rays, jitter, normals)
-        rgb, opacity, depth, normal = channels.unflatten(0, shape).split([3, 1, 1, channels.shape[1] - 5], -1)
+            samples = replace(samples, nearby=partial(_nearby, field, samples, len(view), rng) if normals else None)
+        rgb, opacity, depth, facing = channels.unflatten(0, shape).split([3, 1, 1, channels.shape[1] - 5], -1)
         rgb = torch.addcmul(rgb, 1 - opacity, behind)
-        return Image(rgb, opacity, depth, normalize(normal, dim=-1) if normal.shape[-1] else None, samples)
+        return Image(rgb, opacity, depth, normalize(facing, dim=-1) if facing.shape[-1] else None, samples, behind=behind)
 
     def _render(self, field: Field, shade: Shade, origins: Tensor, directions: Tensor, light: Tensor,
                 jitter: Tensor, normals: bool) -> tuple[Tensor, Samples]:
@@ -86,6 +89,12 @@ class Volume:
         summed = colour.new_zeros(len(origins), 8 if normals else 5)
         summed = summed.index_add(0, ray, torch.cat(channels, -1) * weights[:, None])
         return summed, Samples(ray, t, weights, positions, directions[ray], at.normals, at.slope)
+
+
+def _nearby(field: Field, samples: Samples, rays: int, rng: Streams, displacement: float) -> Tensor:
+    """Normals [S, 3] at the samples displaced, those of one ray alike, by a normal deviate of that standard deviation."""
+    offset = rng.rows("render.nearby", normal, rays, 3).to(samples.positions.device) * displacement
+    return field.probe(samples.positions + offset[samples.ray], True)[1](slice(None)).normals
 
 
 def composite_weights(thickness: Tensor, ray: Tensor, rays: int) -> Tensor:

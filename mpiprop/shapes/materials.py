@@ -31,7 +31,7 @@ class NoMaterial(nn.Module):
         super().__init__()
         self.activation, self.inverse = ACTIVATIONS[activation], INVERSES[activation]
 
-    def wants_normals(self, tau: int, rng: Streams | None) -> bool:
+    def wants_normals(self, tau: int, rng: Streams | None, unlit: bool = False) -> bool:
         """Whether the shading of step tau reads normals."""
         return False
 
@@ -44,8 +44,9 @@ class NoMaterial(nn.Module):
         return self.inverse(albedo)
 
     def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
-                rng: Streams | None) -> Tensor:
-        """Colours [S, 3] of features [S, 3] at positions [S, 3], lit from `light` [S, 3]; rng None: evaluation."""
+                rng: Streams | None, unlit: bool = False) -> Tensor:
+        """Colours [S, 3] of features [S, 3] at positions [S, 3], lit from `light` [S, 3] unless `unlit`; rng None:
+        evaluation."""
         return self.albedo(features)
 
 
@@ -55,7 +56,7 @@ class Normals(NoMaterial):
     def __init__(self) -> None:
         super().__init__()
 
-    def wants_normals(self, tau: int, rng: Streams | None) -> bool:
+    def wants_normals(self, tau: int, rng: Streams | None, unlit: bool = False) -> bool:
         return True
 
     def albedo(self, features: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Normals(NoMaterial):
         return torch.full((len(features), 3), 0.5, device=features.device)
 
     def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
-                rng: Streams | None) -> Tensor:
+                rng: Streams | None, unlit: bool = False) -> Tensor:
         if normals is None:
             raise UserError("material Normals: the shape has no normals to show; set shape.normal or use NoMaterial")
         return normals / 2 + 0.5
@@ -74,16 +75,19 @@ class Diffuse(NoMaterial):
 
     activation: what makes an albedo of the features
     ambient: share of ambient light
-    soft_shading: draw the share of the point light anew for every batch, uniformly in [0, 1]
+    soft_shading: draw the share of ambient light anew for every batch
+    soft_ambient: range of the shares that soft_shading draws
     ambient_only_steps: steps at first that show the albedo alone
     diffuse_prob: probability that a batch is shaded at all
     textureless_prob: probability that a shaded batch is shown without its texture
     """
 
     def __init__(self, *, activation: Activation = "sigmoid", ambient: float = 0.1, soft_shading: bool = False,
-                 ambient_only_steps: int = 1000, diffuse_prob: float = 0.75, textureless_prob: float = 0.5) -> None:
+                 soft_ambient: tuple[float, float] = (0.0, 1.0), ambient_only_steps: int = 1000, diffuse_prob: float = 0.75,
+                 textureless_prob: float = 0.5) -> None:
         super().__init__(activation=activation)
-        self.ambient, self.soft_shading, self.ambient_only_steps = ambient, soft_shading, ambient_only_steps
+        self.ambient, self.soft_shading, self.soft_ambient = ambient, soft_shading, soft_ambient
+        self.ambient_only_steps = ambient_only_steps
         self.diffuse_prob, self.textureless_prob = diffuse_prob, textureless_prob
 
     def shading(self, tau: int, rng: Streams | None) -> Literal["albedo", "textureless", "diffuse"]:
@@ -96,11 +100,13 @@ class Diffuse(NoMaterial):
             return "albedo"
         return "textureless" if uniform(rng("shading.textureless"), 1) < self.textureless_prob else "diffuse"
 
-    def wants_normals(self, tau: int, rng: Streams | None) -> bool:
-        return self.shading(tau, rng) != "albedo"
+    def wants_normals(self, tau: int, rng: Streams | None, unlit: bool = False) -> bool:
+        return not unlit and self.shading(tau, rng) != "albedo"
 
     def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
-                rng: Streams | None) -> Tensor:
+                rng: Streams | None, unlit: bool = False) -> Tensor:
+        if unlit:
+            return self.albedo(features).clamp(0, 1)
         shading = self.shading(tau, rng)
         if shading == "albedo":
             return self.albedo(features)
@@ -108,7 +114,8 @@ class Diffuse(NoMaterial):
             raise UserError("material Diffuse: the shape has no normals to shade; set shape.normal or use NoMaterial")
         diffuse = 1 - self.ambient
         if self.soft_shading and rng is not None:
-            diffuse = uniform(rng("shading.soft"), 1).item()
+            lo, hi = self.soft_ambient
+            diffuse = uniform(rng("shading.soft"), 1, lo=1 - hi, hi=1 - lo).item()
         towards = normalize(light - positions, dim=-1)
         shade = (normals * towards).sum(-1, keepdim=True).clamp(min=0) * diffuse + (1 - diffuse)
         return shade.expand(-1, 3) if shading == "textureless" else self.albedo(features).clamp(0, 1) * shade

@@ -3,6 +3,7 @@
 Letters: B views, H x W pixels, S samples along all rays together. World: right-handed, z up, azimuth 0 on +x ("front").
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import pi
 
@@ -24,6 +25,7 @@ class Views:
     distance: Tensor  # [B]
     light: Tensor  # [B, 3] world position of the point light
     size: tuple[int, int]  # H, W
+    unlit: bool = False  # shown as albedo, however a material shades
 
     def __len__(self) -> int:
         return len(self.c2w)
@@ -31,11 +33,11 @@ class Views:
     def __getitem__(self, some: slice) -> "Views":
         """Some of the views."""
         return Views(self.c2w[some], self.fovy[some], self.azimuth[some], self.elevation[some], self.distance[some],
-                     self.light[some], self.size)
+                     self.light[some], self.size, self.unlit)
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with their tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "size"}
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("size", "unlit")}
         return replace(self, **tensors)
 
     def resized(self, size: tuple[int, int]) -> "Views":
@@ -65,6 +67,7 @@ class Samples:
     directions: Tensor  # [S, 3] unit
     normals: Tensor | None  # [S, 3] unit, where computed
     slope: Tensor | None = None  # [S, 3] gradient of the signed distance, where the shape is one and normals are computed
+    nearby: Callable[[float], Tensor] | None = None  # normals [S, 3] at points displaced by so much (standard deviation)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Image:
     samples: Samples | None = None
     surface: Surface | None = None
     screen: Screen | None = None
+    behind: Tensor | None = None  # [B, H, W, 3] the background that rgb was composited on
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:

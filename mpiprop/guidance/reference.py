@@ -1,0 +1,111 @@
+"""The picture itself as what is wanted of the view that it was taken from (Zero-1-to-3, as threestudio has it; Magic123).
+
+Letters: B views, H = W pixels, M of them the object's.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Schedule, Streams, at
+from mpiprop.views.cameras import Image, Views
+from mpiprop.views.reference import Reference
+
+
+class Likeness:
+    """How far views are from the picture, as a weighted sum.
+
+    rgb: weight of the mean square of colour less the picture's where the object is, less the background's elsewhere
+    mask: weight of the mean square of opacity less the mask
+    depth: weight of the mean square, over the object, of depth less the picture's brought to it by scale and shift
+    depth_rel: weight of 1 - Pearson's correlation, over the object, of depth with the picture's
+    normal: weight of 1 - the mean cosine, over the object, between normals and the picture's
+    threshold: opacity from which a pixel of the picture is the object's; null: as far as it is opaque
+    """
+
+    def __init__(self, reference: Reference, *, rgb: Schedule = 500.0, mask: Schedule = 50.0, depth: Schedule = 0.0,
+                 depth_rel: Schedule = 0.0, normal: Schedule = 0.0, threshold: float | None = 0.5) -> None:
+        self.weights = {"rgb": rgb, "mask": mask, "depth": depth, "depth_rel": depth_rel, "normal": normal}
+        for name, kind in (("depth", "depth"), ("depth_rel", "depth"), ("normal", "normal")):
+            if self.weights[name] != 0 and getattr(reference, kind) is None:
+                raise UserError(f"{name}: there is no picture of it beside the image (NAME_{kind}.png for NAME_rgba.png); add "
+                                f"one, or set {name}: 0")
+        self.reference, self.threshold, self.reads_normals = reference, threshold, normal != 0
+        self._sizes: dict[tuple[int, torch.device], Reference] = {}
+
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum; numbers: what is summed, without the weights, and psnr (dB)."""
+        if len(views) != 1:
+            raise UserError(f"guidance.reference:Likeness: is given {len(views)} views; use views.samplers:Reference")
+        picture = self.at(views.size[0], image.rgb.device)
+        weights = {name: weight for name, schedule in self.weights.items() if (weight := at(schedule, tau))}
+        losses = {name: LOSSES[name](image, views, picture, self.mask(picture)) for name in weights}
+        numbers = {name: loss.item() for name, loss in losses.items()} | {"psnr": psnr(image, picture)}
+        return sum(weights[name] * loss for name, loss in losses.items()), numbers
+
+    def at(self, size: int, device: torch.device) -> Reference:
+        """The picture with so many pixels a side."""
+        if (size, device) not in self._sizes:
+            self._sizes[size, device] = self.reference.resized(size).to(device)
+        return self._sizes[size, device]
+
+    def mask(self, picture: Reference) -> Tensor:
+        """How far each pixel [H, W, 1] is the object's."""
+        alpha = picture.rgba[..., 3:]
+        return alpha if self.threshold is None else (alpha > self.threshold).to(alpha)
+
+
+def rgb(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+    return mse_loss(image.rgb, before(image, picture, mask))
+
+
+def mask(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+    return mse_loss(image.opacity, mask.expand_as(image.opacity))
+
+
+def depth(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+    """The fit is not differentiated, and need not be: it is where the loss is least."""
+    ours, theirs = (_centred(depth, mask) for depth in (image.depth, picture.depth))
+    scale = ((ours * theirs).sum() / theirs.square().sum().clamp(min=1e-12)).detach()
+    return (ours - scale * theirs).square().mean()
+
+
+def depth_rel(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+    ours, theirs = (_centred(depth, mask) for depth in (image.depth, picture.depth))
+    return 1 - cosine_similarity(ours, theirs, dim=0)
+
+
+def normal(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+    """Both normals are seen from the camera."""
+    if image.normal is None:
+        raise UserError("normal: the shape has no normals; set shape.normal, or the weight to 0")
+    right, up, back = views.c2w[:, None, None, :3, :3].to(image.normal).unbind(-1)
+    seen = torch.stack([(image.normal * axis).sum(-1) for axis in (back, up, -right)], -1)
+    where = (mask[..., 0] > 0.5).expand(seen.shape[:-1])
+    return 1 - cosine_similarity(seen[where], picture.normal.expand_as(seen)[where], dim=-1).mean()
+
+
+LOSSES: dict[str, Callable[[Image, Views, Reference, Tensor], Tensor]] = {
+    "rgb": rgb, "mask": mask, "depth": depth, "depth_rel": depth_rel, "normal": normal}
+
+
+def before(image: Image, picture: Reference, mask: Tensor) -> Tensor:
+    """The picture's object [B, H, W, 3] before the background of the image."""
+    if image.behind is None:
+        raise UserError("guidance.reference: the renderer does not tell what is behind the object; use render.volume:Volume")
+    return picture.rgba[..., :3] * mask + image.behind * (1 - mask)
+
+
+@torch.no_grad()
+def psnr(image: Image, picture: Reference) -> float:
+    """Peak signal-to-noise ratio (dB) of views against the picture as it is, before their background."""
+    return -10 * mse_loss(image.rgb.clamp(0, 1), before(image, picture, picture.rgba[..., 3:])).log10().item()
+
+
+def _centred(depth: Tensor, mask: Tensor) -> Tensor:
+    """Depth [M], of [H, W, 1] or of the one view [1, H, W, 1], over the object and less its mean."""
+    inside = depth.view(mask.shape)[mask > 0.5]
+    return inside - inside.mean()
