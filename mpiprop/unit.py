@@ -54,11 +54,12 @@ class ComputationUnit:
             weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
             image = self.scene.render(views, tau, rng, normals=not READ_NORMALS.isdisjoint(weights))
             loss, told = term.guidance(image, views, tau, rng)
+            loss = steps.at(term.weight, tau) * loss
             for name, weight in weights.items():
                 penalty = PENALTIES[name](image, views)
                 told[name] = penalty.item()
                 loss = loss + weight * penalty
-            (share * steps.at(term.weight, tau) * loss).backward()
+            (share * loss).backward()
             scalars |= {name: share * value for name, value in told.items()}
         self._refuse_non_finite(tau, scalars)
         return Drift(self.scene.grad, scalars, perf_counter() - start)
