@@ -1,8 +1,12 @@
 """Objects from pictures: what a picture becomes, what its own view is told, and runs with two terms."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
-from math import cos, pi, sin
+from math import cos, pi, radians, sin
 from pathlib import Path
 
 import h5py
@@ -12,7 +16,7 @@ import torch
 import yaml
 from PIL import Image as Pil
 
-from mpiprop import photograph
+from mpiprop import app, photograph
 from mpiprop.config import CONFIGS, Picture
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
@@ -24,7 +28,10 @@ from mpiprop.shapes.materials import Diffuse
 from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Pose, Reference
 from mpiprop.views.samplers import Reference as Camera
+from tools import corpus
+from tools.solids import OBJECTS
 
+ROOT = Path(__file__).parent.parent
 POSE, SMALL = Pose(0.0, 0.2, 1.8, 0.9), ["turntable.frames=1", "turntable.size=16", "mesh.resolution=8"]
 
 
@@ -285,21 +292,65 @@ def test_two_terms_give_the_same_bits_for_every_window_and_number_of_ranks(mpiru
     assert {"reference.png", "likeness.png"} <= {path.name for path in (tmp_path / "seven").iterdir()}
 
 
-def test_a_run_is_of_its_picture_wherever_it_lies(mpirun, config: Path, tmp_path: Path) -> None:
-    words, more = ["run", config, "stages.0.steps=2", *SMALL], ["--out", tmp_path / "run", "--resume"]
-    assert mpirun(0, *words, f"image={tmp_path / 'card_rgba.png'}", *more).returncode == 0
-    other = mpirun(0, *words, f"image={tmp_path / 'other.png'}", *more)
-    assert other.returncode == 2 and "was begun with another picture than" in other.stderr and other.stderr.count("\n") == 1
+def run(capsys: pytest.CaptureFixture, *words: object, out: Path | None = None, resume: bool = False) -> tuple[int, str]:
+    """The exit code of a run in this process, and what it said."""
+    config, *overrides = map(str, words)
+    code = app.main(config, [*overrides, *SMALL], out, resume)
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+def test_a_run_is_of_its_picture_wherever_it_lies(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    two, more = (config, "stages.0.steps=2"), {"out": tmp_path / "run", "resume": True}
+    assert run(capsys, *two, f"image={tmp_path / 'card_rgba.png'}", **more)[0] == 0
+    code, told = run(capsys, *two, f"image={tmp_path / 'other.png'}", **more)
+    assert code == 2 and "was begun with another picture than" in told and told.count("\n") == 1
     (tmp_path / "card_rgba.png").rename(tmp_path / "moved.png")
-    assert mpirun(0, *words, f"image={tmp_path / 'moved.png'}", *more).returncode == 0
-    again = mpirun(0, "run", tmp_path / "run/config.yaml", f"image={tmp_path / 'other.png'}", "--out", tmp_path / "again")
-    assert again.returncode == 2 and "another picture than the one whose reference.sha256" in again.stderr
+    assert run(capsys, *two, f"image={tmp_path / 'moved.png'}", **more)[0] == 0
+    code, told = run(capsys, tmp_path / "run/config.yaml", f"image={tmp_path / 'other.png'}", out=tmp_path / "again")
+    assert code == 2 and "another picture than the one whose reference.sha256" in told
 
 
-def test_pictures_are_for_those_that_use_them(mpirun, config: Path, tmp_path: Path) -> None:
-    without = mpirun(0, "run", config, "prompt=a ball")
-    assert without.returncode == 2 and f"{config} makes objects from a picture: give image=FILE" in without.stderr
-    refused = mpirun(0, "run", "toy", f"image={tmp_path / 'other.png'}")
-    assert refused.returncode == 2 and "toy makes objects from a prompt alone; leave image out" in refused.stderr
-    done = mpirun(0, "run", config, f"image={tmp_path / 'card_rgba.png'}", "stages.0.steps=1", *SMALL, cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "runs/two-card-0/done").exists()
+def test_pictures_are_for_those_that_use_them(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    code, told = run(capsys, config, "prompt=a ball")
+    assert code == 2 and f"{config} makes objects from a picture: give image=FILE" in told
+    code, told = run(capsys, "toy", f"image={tmp_path / 'other.png'}")
+    assert code == 2 and "toy makes objects from a prompt alone; leave image out" in told
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, config, "image=card_rgba.png", "stages.0.steps=1")[0] == 0
+    assert (tmp_path / "runs/two-card-0/done").exists()
+
+
+# ---- jobs and tools ----
+
+def test_a_job_makes_each_picture_of_its_list_in_a_folder_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(["a b/it's $1.png", "/x/two_rgba.png"]))
+    (tmp_path / "list.txt").write_text("one.png\n\ntwo.png\n")
+    script = f'. {ROOT}/jobs/run.sh; attempt() {{ printf "%s|" "$@"; echo; }}; objects image zero123 "$@"'
+
+    def attempts(*words: object, **env: str) -> list[list[str]]:
+        env = os.environ | {"MPIPROP": str(ROOT), "VENV": sys.prefix, "SLURM_JOB_ID": "1"} | env
+        told = subprocess.run(["bash", "-c", script, "job", *map(str, words)], text=True, capture_output=True, check=True, env=env)
+        return [line.split("|")[:-1] for line in told.stdout.splitlines()]
+
+    listed = attempts("--images", tmp_path / "list.json", "seed=1", "reference.elevation_deg=20")
+    assert [words[1:] for words in listed] == [["zero123", f"image={name}", "seed=1", "reference.elevation_deg=20"]
+                                               for name in ("a b/it's $1.png", "/x/two_rgba.png")]
+    assert [words[0][:-7] for words in listed] == ["runs/zero123-it-s-1-png", "runs/zero123-two-rgba-png"]
+    assert attempts("--images", tmp_path / "list.txt", "demo/zero123", SLURM_ARRAY_TASK_ID="2") == [
+        attempts("two.png", "demo/zero123")[0]] == [attempts("demo/zero123", IMAGE="two.png")[0]]
+
+
+def test_a_picture_of_the_corpus_is_where_the_camera_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The silhouette that the corpus draws is that of the object's own points under the program's cameras."""
+    words = ["duck", "yellow", str(tmp_path / "duck.png"), "--azimuth", "40", "--size", "48"]
+    monkeypatch.setattr(sys, "argv", ["corpus", *words])
+    corpus.main()
+    alpha = photograph.read(str(tmp_path / "duck.png"), Picture(fill=0, size=48)).rgba[..., 3]
+    views = orbit(radians(40), radians(15), 1.8, radians(49.1), (48, 48))
+    origins, directions = (part.reshape(-1, 3).T for part in views.rays())
+    t = torch.linspace(1.1, 2.5, 300)[:, None, None]
+    inside = torch.stack([solid((origins + t * directions).transpose(0, 1).reshape(3, -1)) for solid, _ in OBJECTS["duck"]])
+    hit = (inside.amin(0).view(300, -1) < 0).any(0).view(48, 48)
+    assert 100 < int(hit.sum()) < 1500 and float((hit.float() - alpha).abs().mean()) < 0.02
