@@ -331,7 +331,7 @@ def test_a_job_makes_each_picture_of_its_list_in_a_folder_of_its_name(tmp_path: 
 
     def attempts(*words: object, **env: str) -> list[list[str]]:
         env = os.environ | {"MPIPROP": str(ROOT), "VENV": sys.prefix, "SLURM_JOB_ID": "1"} | env
-        told = subprocess.run(["bash", "-c", script, "job", *map(str, words)], text=True, capture_output=True, check=True, env=env)
+        told = subprocess.run(["bash", "-c", script, "job", *map(str, words)], text=True, stdout=subprocess.PIPE, check=True, env=env)
         return [line.split("|")[:-1] for line in told.stdout.splitlines()]
 
     listed = attempts("--images", tmp_path / "list.json", "seed=1", "reference.elevation_deg=20")
