@@ -262,7 +262,6 @@ def test_the_pictures_view_is_unlit_and_ambient_light_stays_in_its_range() -> No
 def config(tmp_path: Path) -> Path:
     """The toy configuration with a second term, the likeness to a picture; and cards to start from."""
     tree = yaml.safe_load((CONFIGS / "toy.yaml").read_text())
-    del tree["prompt"]
     tree["reference"] = {"size": 24, "distance": 1.8, "fovy_deg": 50}
     (stage,) = tree["stages"]
     stage |= {"steps": 24, "background": {"use": "shapes.backgrounds:Solid"}}
@@ -313,11 +312,13 @@ def test_a_run_is_of_its_picture_wherever_it_lies(config: Path, tmp_path: Path, 
 
 def test_pictures_are_for_those_that_use_them(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    code, told = run(capsys, config, "prompt=a ball")
+    code, told = run(capsys, config)
     assert code == 2 and f"{config} makes objects from a picture: give image=FILE" in told
     code, told = run(capsys, "toy", f"image={tmp_path / 'other.png'}")
     assert code == 2 and "toy makes objects from a prompt alone; leave image out" in told
     monkeypatch.chdir(tmp_path)
+    code, told = run(capsys, config, "image=card_rgba.png", "prompt=")
+    assert code == 2 and "nothing to make: give prompt" in told, "a prior reads it"
     assert run(capsys, config, "image=card_rgba.png", "stages.0.steps=1")[0] == 0
     assert (tmp_path / "runs/two-card-0/done").exists()
 
@@ -331,8 +332,8 @@ def test_a_job_makes_each_picture_of_its_list_in_a_folder_of_its_name(tmp_path: 
 
     def attempts(*words: object, **env: str) -> list[list[str]]:
         env = os.environ | {"MPIPROP": str(ROOT), "VENV": sys.prefix, "SLURM_JOB_ID": "1"} | env
-        told = subprocess.run(["bash", "-c", script, "job", *map(str, words)], text=True, stdout=subprocess.PIPE, check=True, env=env)
-        return [line.split("|")[:-1] for line in told.stdout.splitlines()]
+        told = subprocess.check_output(["bash", "-c", script, "job", *map(str, words)], text=True, env=env)
+        return [line.split("|")[:-1] for line in told.splitlines()]
 
     listed = attempts("--images", tmp_path / "list.json", "seed=1", "reference.elevation_deg=20")
     assert [words[1:] for words in listed] == [["zero123", f"image={name}", "seed=1", "reference.elevation_deg=20"]
