@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from .components import Node, build, parameters, plain, resolve, suggestion
 from .config import Run
@@ -17,7 +16,7 @@ from .picard.propeller import Predictor, Threshold, Window, copies
 from .picard.rollout import Rollout
 from .priors.base import Prior
 from .priors.lora import Lora
-from .priors.prompts import Prompts
+from .priors.prompts import Conditions
 from .scene import Scene
 from .unit import ComputationUnit, Term
 from .views.reference import Pose, Reference
@@ -40,19 +39,17 @@ class Stage:
             for unknown in set(term.penalties) - set(PENALTIES):
                 raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
 
-    def embeddings(self) -> list[Tensor | None]:
-        """The encoded texts of every term that has any: done on one rank, whose text encoder is freed at once."""
-        return [Prompts.of(self._prior(term.guidance), build(term.guidance.part("prompts")), self.run.prompt).embeddings
-                if _takes(term.guidance, "prompts") else None for term in self.config.terms]
+    def embeddings(self) -> list[Conditions | None]:
+        """What the prior of every term that has one is to be told: done on one rank, whose encoders are freed at once."""
+        return [self._told(term.guidance) if _takes(term.guidance, "prompts") else None for term in self.config.terms]
 
-    def unit(self, embeddings: Sequence[Tensor | None]) -> ComputationUnit:
+    def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
         """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
         terms = []
-        for term, views, encoded in zip(self.config.terms, self.views, embeddings):
+        for term, views, told in zip(self.config.terms, self.views, embeddings):
             given = {"lora": self.lora, "reference": self.reference}
-            if _takes(term.guidance, "prompts"):
-                given |= {"prior": self._prior(term.guidance),
-                          "prompts": Prompts(encoded, build(term.guidance.part("prompts")))}
+            if told is not None:
+                given |= {"prior": self._prior(term.guidance), "prompts": told}
             terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
                               term.penalties))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name)
@@ -105,6 +102,14 @@ class Stage:
         if len(learning) > 1:
             raise UserError(f"{learning[1].path}.lora: one term of a stage can learn, and {learning[0].path} does")
         return build(learning[0].part("lora"), self._prior(learning[0]), self.init) if learning else None
+
+    def _told(self, guidance: Node) -> Conditions:
+        """What a guidance's prior is to be told of the prompt or the picture."""
+        node = guidance.part("prompts")
+        try:
+            return build(node, **_given(node, reference=self.reference)).encode(self._prior(guidance), self.run.prompt)
+        except UserError as error:
+            raise UserError(f"{node.path}: {error}") from None
 
     def _prior(self, guidance: Node) -> Prior:
         """The prior of a guidance; one object for all that say the same."""

@@ -13,10 +13,12 @@ import torch
 from mpiprop.core.errors import UserError
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.prompts import Eight, Four, Plain, Prompts
+from mpiprop.views.cameras import orbit
 from tools.corpus import view_phrase
 
 AZIMUTH = torch.linspace(-math.pi + 0.01, math.pi, 97)
 ELEVATION = torch.linspace(-0.6, 1.5, 97)[torch.arange(97) * 31 % 97]  # in another order than the azimuths
+VIEWS = orbit(AZIMUTH, ELEVATION, 1.8, 0.8, (8, 8))
 
 
 def texts(directions, prompt="p"):
@@ -103,12 +105,12 @@ def test_every_text_is_the_mixture_of_the_embeddings_of_its_own_view():
     rng = torch.Generator().manual_seed(0)
     directions = Four(perp_neg=1.0)
     prompts = Prompts(torch.randn(6, 5, 3, generator=rng), directions)
-    batch = prompts(AZIMUTH, ELEVATION)
+    batch = prompts(VIEWS)
     for b in range(0, 97, 8):
-        alone = prompts(AZIMUTH[b:b + 1], ELEVATION[b:b + 1])
+        alone = prompts(VIEWS[b:b + 1])
         torch.testing.assert_close(batch.text[:, b], alone.text[:, 0])
         torch.testing.assert_close(batch.weights[:, b], alone.weights[:, 0])
-    picked = Prompts(prompts.embeddings, Four())(AZIMUTH, ELEVATION)
+    picked = Prompts(prompts.embeddings, Four())(VIEWS)
     index = Four()(AZIMUTH, ELEVATION)[0].argmax(-1)
     assert torch.equal(picked.text, prompts.embeddings[index])
 
@@ -116,7 +118,7 @@ def test_every_text_is_the_mixture_of_the_embeddings_of_its_own_view():
 def test_prompts_survive_being_sent():
     prompts = Prompts(torch.randn(19, 4, 8, generator=torch.Generator().manual_seed(0)), Eight(interpolate=True))
     sent = pickle.loads(pickle.dumps(prompts))
-    assert torch.equal(sent(AZIMUTH, ELEVATION).text, prompts(AZIMUTH, ELEVATION).text)
+    assert torch.equal(sent(VIEWS).text, prompts(VIEWS).text)
 
 
 @pytest.mark.parametrize("kind, cls, room", [("sd", StableDiffusion, tiny_models.TOKENS - 2), ("if", DeepFloyd, 76)])

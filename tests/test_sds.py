@@ -260,5 +260,5 @@ def test_descent_on_pixels_finds_the_mean_picture():
         pixels = rgb.clone().requires_grad_()
         sds(Image(pixels, image.opacity, image.depth), views, tau, Streams(0, tau))[0].backward()
         rgb -= 2.0 / (1 + tau / 10) * pixels.grad
-    mu = sds.prior.decode(sds.prior.mean(sds.prompts(views.azimuth, views.elevation).text[0]))
+    mu = sds.prior.decode(sds.prior.mean(sds.prompts(views).text[0]))
     assert (rgb.permute(0, 3, 1, 2) - mu).abs().mean() < 0.03

@@ -1,15 +1,19 @@
 """Tiny random models of the real classes, in the real layout of a diffusers folder.
 
 `python tests/tiny_models.py sd-v FOLDER` makes one. Kinds: "sd" (epsilon), "sd-v" (v-prediction), "sd-tiny-vae"
-(AutoencoderTiny), "if" (six-channel pixel UNet, T5).
+(AutoencoderTiny), "if" (six-channel pixel UNet, T5), "zero123" (shown a picture), "mvdream" (told cameras).
+`original` gives a UNet's weights under the names of latent diffusion.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 
+UNET = {"sample_size": 8, "out_channels": 4, "layers_per_block": 1, "cross_attention_dim": 16,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
 WIDTH, TOKENS = 16, 16  # of the text embeddings; of a CLIP prompt
 WORDS = ("a", "an", "red", "green", "blue", "mushroom", "chair", "view", "front", "side", "back", "overhead", "left",
          "right", "from", "above", ",")
@@ -20,7 +24,7 @@ def make(kind: str, folder: str | Path) -> Path:
     folder = Path(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        (_deep_floyd if kind == "if" else _stable_diffusion)(kind, folder)
+        {"if": _deep_floyd, "zero123": _zero123}.get(kind, _stable_diffusion)(kind, folder)
     return folder
 
 
@@ -28,11 +32,11 @@ def _stable_diffusion(kind: str, folder: Path) -> None:
     from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 16), norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH, attention_head_dim=4).save_pretrained(folder / "unet")
+    told = {"block_out_channels": (16, 16), "norm_num_groups": 4, "attention_head_dim": 4}
+    if kind == "mvdream":  # as Stable Diffusion 2: heads 64 wide, linear projections
+        told = {"block_out_channels": (64, 64), "attention_head_dim": (1, 1), "use_linear_projection": True,
+                "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    UNet2DConditionModel(**UNET, in_channels=4, **told).save_pretrained(folder / "unet")
     if kind == "sd-tiny-vae":
         vae = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
                               num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
@@ -47,6 +51,53 @@ def _stable_diffusion(kind: str, folder: Path) -> None:
     _clip_tokenizer(folder / "tokenizer")
     DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1,
                   prediction_type="v_prediction" if kind == "sd-v" else "epsilon").save_pretrained(folder / "scheduler")
+
+
+def _zero123(kind: str, folder: Path) -> None:
+    """A tiny Stable Diffusion 1 (eight heads) with a picture's channels and encoder, without text."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    _stable_diffusion("sd", folder)
+    for part in ("text_encoder", "tokenizer", "unet"):
+        shutil.rmtree(folder / part)
+    unet = UNet2DConditionModel(**UNET, in_channels=8, block_out_channels=(32, 64), attention_head_dim=8)
+    unet.save_pretrained(folder / "unet")
+    eye = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=12,
+                           patch_size=4, projection_dim=12)
+    CLIPVisionModelWithProjection(eye).save_pretrained(folder / "image_encoder")
+    (folder / "cc_projection").mkdir()
+    save_file({"projection.weight": torch.randn(WIDTH, 16), "projection.bias": torch.randn(WIDTH)},
+              folder / "cc_projection" / "diffusion_pytorch_model.safetensors")
+
+
+def original(state: dict[str, torch.Tensor], levels: int = 2, layers: int = 1) -> dict[str, torch.Tensor]:
+    """A UNet's weights with the names that they have in the code of latent diffusion, which counts blocks through."""
+    ends = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+            "class_embedding.linear_1": "camera_embed.0", "class_embedding.linear_2": "camera_embed.2",
+            "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    inside = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+              "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    blocks = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
+              "mid_block.resnets.1": "middle_block.2"}
+    for b in range(levels):
+        for r in range(layers + 1):
+            down, up = 1 + b * (layers + 1) + r, b * (layers + 1) + r
+            attended = f"up_blocks.{b}.attentions.{r}." in " ".join(state)
+            blocks |= {f"down_blocks.{b}.resnets.{r}": f"input_blocks.{down}.0", f"up_blocks.{b}.resnets.{r}":
+                       f"output_blocks.{up}.0", f"down_blocks.{b}.attentions.{r}": f"input_blocks.{down}.1",
+                       f"up_blocks.{b}.attentions.{r}": f"output_blocks.{up}.1"}
+        blocks |= {f"down_blocks.{b}.downsamplers.0.conv": f"input_blocks.{down}.0.op",
+                   f"up_blocks.{b}.upsamplers.0.conv": f"output_blocks.{up}.{1 + attended}.conv"}
+
+    def renamed(name: str) -> str:
+        for old, new in (blocks | ends).items():
+            if name.startswith(old + "."):
+                first, _, rest = name.removeprefix(old + ".").partition(".")
+                return f"{new}.{inside.get(first, first) if 'resnets' in old else first}{'.' * bool(rest)}{rest}"
+        raise KeyError(name)
+    return {renamed(name): value for name, value in state.items()}
 
 
 def _deep_floyd(kind: str, folder: Path) -> None:

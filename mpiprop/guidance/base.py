@@ -26,9 +26,11 @@ class Guidance(Protocol):
         """A scalar whose gradient in the image is the paper's, and numbers for the log; pure in its arguments."""
 
 
-def timesteps(rng: Generator, B: int, lo: int, hi: int, per_sample: bool = True) -> Tensor:
-    """Timesteps [B], uniform over the closed interval [lo, hi]; one for all unless per_sample."""
-    return torch.randint(lo, hi + 1, (B if per_sample else 1,), generator=rng).expand(B)
+def timesteps(rng: Generator, B: int, lo: int, hi: int, per_sample: bool = True, group: int = 1) -> Tensor:
+    """Timesteps [B], uniform over the closed interval [lo, hi], one for each `group` of views; one for all unless
+    per_sample."""
+    each = group if per_sample else B
+    return torch.randint(lo, hi + 1, (-(-B // each),), generator=rng).repeat_interleave(each)[:B]
 
 
 def annealed(tau: int, steps: int, lo: float, hi: float) -> float:

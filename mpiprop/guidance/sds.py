@@ -1,6 +1,6 @@
 """Score distillation sampling (DreamFusion, Eq. (3)): render, add noise, and follow what the prior would take away.
 
-B views, R = 2 + K texts per view (prompts.Condition), x0 and x_t [B, C, h, w] in the prior's space.
+B views, each told R = 2 + K times (prompts.Condition), x0 and x_t [B, C, h, w] in the prior's space.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Schedule, Streams, at, normal
 from mpiprop.guidance.base import WEIGHTS, annealed, clipped, guided, perp_neg, surrogate, timesteps
 from mpiprop.priors.base import Prior
-from mpiprop.priors.prompts import Prompts
+from mpiprop.priors.prompts import Conditions
 from mpiprop.views.cameras import Image, Views
 
 
@@ -26,12 +26,12 @@ class SDS:
     t_min: smallest timestep (fraction of all)
     t_max: largest timestep (fraction of all)
     anneal: over so many steps t goes from t_max to t_min by a square root, as in HiFA; 0: t is drawn
-    per_sample_t: draw t for each view; otherwise one for the whole batch
+    per_sample_t: draw t for each view (those that the prior denoises together share it); otherwise one for the whole batch
     grad_clip: largest absolute value of an entry of the gradient
     rescale: mix of the prediction rescaled to the conditional one's deviation, against saturation; 0: off
     """
 
-    def __init__(self, prior: Prior, prompts: Prompts, *, scale: Schedule = 100.0, cfg: Literal["A", "B"] = "A",
+    def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 100.0, cfg: Literal["A", "B"] = "A",
                  weighting: Literal["sds", "uniform", "fantasia3d"] = "sds", t_min: Schedule = 0.02,
                  t_max: Schedule = 0.98, anneal: int = 0, per_sample_t: bool = True,
                  grad_clip: Schedule | None = None, rescale: float = 0.0) -> None:
@@ -62,13 +62,13 @@ class SDS:
         if not 0 <= lo <= hi <= 1:
             raise UserError(f"guidance: t_min {lo:g} and t_max {hi:g} at step {tau}; need 0 <= t_min <= t_max <= 1")
         lo, hi = (min(round(T * fraction), T - 1) for fraction in (lo, hi))
-        return rng.rows("t", partial(timesteps, lo=lo, hi=hi, per_sample=self.per_sample_t), B)
+        return rng.rows("t", partial(timesteps, lo=lo, hi=hi, per_sample=self.per_sample_t, group=self.prior.group), B)
 
     def predict(self, x_t: Tensor, t: Tensor, views: Views, tau: int) -> Tensor:
-        """The guided noise prediction: one call of the prior for every text of every view."""
-        condition = self.prompts(views.azimuth, views.elevation)
+        """The guided noise prediction: one call of the prior for all that it is told of every view."""
+        condition = self.prompts(views)
         R, B = condition.text.shape[:2]
-        rows = self.prior.eps(x_t.repeat(R, 1, 1, 1), t.repeat(R), condition.text.flatten(0, 1))
+        rows = self.prior.eps(x_t.repeat(R, 1, 1, 1), t.repeat(R), **condition.rows())
         cond, uncond, *negatives = rows.view(R, B, *x_t.shape[1:])
         if negatives:
             cond = perp_neg(uncond, cond, torch.stack(negatives), condition.weights)

@@ -15,10 +15,12 @@ from mpiprop.core.steps import Streams
 
 
 class Prior(Protocol):
-    """A frozen model of images given text. Building one is cheap: weights are read when they are first used."""
+    """A frozen model of images given text and whatever else it is told. Building one is cheap: weights are read when they are
+    first used."""
 
     device: torch.device
     alpha_bar: Tensor  # [T] float64 on the CPU, the cumulative product of 1 - beta
+    group: int  # adjacent views that are denoised together
 
     def embed(self, strings: Sequence[str]) -> Tensor:
         """The embeddings [V, N, E] float32 on the CPU of the strings; what encoded them is freed."""
@@ -29,8 +31,9 @@ class Prior(Protocol):
     def decode(self, x0: Tensor) -> Tensor:
         """The image [B, 3, H, W] in [0, 1] of x0."""
 
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The noise predicted in x_t at timesteps t [B] given text [B, N, E]; not differentiable."""
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, **told: Tensor) -> Tensor:
+        """The noise predicted in x_t at timesteps t [B] given text [B, N, E] and what else the rows of a
+        prompts.Condition hold; not differentiable."""
 
 
 def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:

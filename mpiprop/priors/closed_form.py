@@ -29,6 +29,8 @@ class ClosedForm:
     spread: standard deviation s of the pictures, in [-1, 1] units
     """
 
+    group = 1
+
     def __init__(self, device: torch.device | str, *, size: int = 16, radius: float = 0.6, spread: float = 0.2) -> None:
         self.device, self.size, self.spread = torch.device(device), size, spread
         self.alpha_bar = alpha_bar({"num_train_timesteps": 1000, "beta_schedule": "scaled_linear",

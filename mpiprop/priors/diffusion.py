@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.original import Original
 from mpiprop.priors.parts import Parts
 from mpiprop.priors.prompts import encode
 
@@ -22,13 +23,15 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 class Diffusion:
-    """A UNet conditioned on text alone, its noise schedule, and how to read both."""
+    """A UNet, its noise schedule, and how to read both."""
 
-    def __init__(self, device: torch.device | str, parts: Parts, dtype: str) -> None:
+    group = 1
+
+    def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str) -> None:
         self.device, self.parts = torch.device(device), parts
         auto = "float16" if self.device.type == "cuda" else "float32"
         self.dtype: torch.dtype = getattr(torch, auto if dtype == "auto" else dtype)
-        self.config = parts.config("unet")
+        self.config = self.configured()
         if self.config.get("addition_embed_type") not in (None, "text"):
             raise UserError(f"model {parts.model!r}: its UNet wants more than text (addition_embed_type "
                             f"{self.config['addition_embed_type']!r}); give a Stable Diffusion 1 or 2, or DeepFloyd IF")
@@ -39,47 +42,52 @@ class Diffusion:
             raise UserError(f"model {parts.model!r}: prediction_type {self.prediction!r} is not supported; "
                             "give a model that predicts epsilon or v_prediction")
 
+    def configured(self) -> dict[str, Any]:
+        """The UNet's configuration."""
+        return self.parts.config("unet")
+
     @cached_property
     def unet(self) -> nn.Module:
         from diffusers import UNet2DConditionModel
 
-        return self._place(UNet2DConditionModel, "unet")
+        return self.place(UNet2DConditionModel, "unet")
 
     @torch.no_grad()
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
         """The predicted noise [B, C, h, w] float32; a v-prediction is converted: eps = alpha v + sigma x_t."""
-        out = self.unet(x_t.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype)).sample
+        x = x_t if image is None else torch.cat([x_t, image], 1)
+        told = {} if camera is None else {"class_labels": camera.to(self.dtype)}
+        out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **told).sample
         out = out[:, : x_t.shape[1]].float()  # DeepFloyd appends a variance
         if self.prediction == "epsilon":
             return out
         bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
         return bar.sqrt() * out + (1 - bar).sqrt() * x_t
 
-    def _place(self, cls: type, part: str) -> Any:
-        module = self.parts.load(part, cls, self.dtype).to(self.device)
+    def place(self, cls: type, part: str) -> Any:
+        """A part of the model on its device."""
+        return self.put(self.parts.load(part, cls, self.dtype))
+
+    def put(self, module: nn.Module) -> Any:
+        """The module on the device, laid out as is fastest there."""
+        module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.device.type == "cuda" else module
 
 
-class StableDiffusion(Diffusion):
-    """Stable Diffusion 1 and 2 and whatever is built like them: CLIP text, latents of a VAE.
+class Latent(Diffusion):
+    """A UNet that denoises the latents of a VAE, beside `extra` other channels."""
 
-    model: "builtin", a folder in the diffusers layout, or a hub id (owner/name)
-    variant: of the weight files, such as fp16
-    revision: of the hub repository
-    dtype: of the networks; auto: float16 on CUDA, float32 otherwise
-    resolution: to which renders are resized (pixels); default: what the model was trained at
-    """
-
-    def __init__(self, device: torch.device | str, *, model: str = "builtin", variant: str | None = None,
-                 revision: str | None = None, dtype: Dtype = "auto", resolution: int | None = None) -> None:
-        super().__init__(device, Parts(model, variant, revision), dtype)
-        vae = self.parts.config("vae")
+    def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str, resolution: int | None = None,
+                 extra: int = 0) -> None:
+        super().__init__(device, parts, dtype)
+        vae, wanted = parts.config("vae"), self.config["in_channels"]
         self._vae = vae["_class_name"]
         if self._vae not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise UserError(f"model {model!r}: its VAE is a {self._vae}; give a model with an AutoencoderKL")
-        if vae["latent_channels"] != self.config["in_channels"]:
-            raise UserError(f"model {model!r}: its UNet wants {self.config['in_channels']} channels, its VAE makes "
-                            f"{vae['latent_channels']}; give a text-to-image model")
+            raise UserError(f"model {parts.model!r}: its VAE is a {self._vae}; give a model with an AutoencoderKL")
+        if vae["latent_channels"] + extra != wanted:
+            kind = "one that is shown a picture" if extra else "a text-to-image model"
+            raise UserError(f"model {parts.model!r}: its UNet wants {wanted} channels, its VAE makes "
+                            f"{vae['latent_channels']}; give {kind}")
         channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
         self.resolution = resolution or self.config["sample_size"] * 2 ** (len(channels) - 1)
         self.scale, self.shift = vae["scaling_factor"], vae.get("shift_factor") or 0.0
@@ -88,20 +96,11 @@ class StableDiffusion(Diffusion):
     def vae(self) -> nn.Module:
         import diffusers
 
-        return self._place(getattr(diffusers, self._vae), "vae")
-
-    def embed(self, strings: Sequence[str]) -> Tensor:
-        """The last hidden states [V, N, E] of the CLIP text encoder."""
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        tokenizer = self.parts.load("tokenizer", CLIPTokenizer)
-        encoder = self._place(CLIPTextModel, "text_encoder")
-        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-        return encode(tokenizer, encoder, strings, length)
+        return self.place(getattr(diffusers, self._vae), "vae")
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w], differentiable in rgb."""
-        made = self.vae.encode(_to_model(rgb, self.resolution).to(self.dtype))
+        made = self.vae.encode(to_model(rgb, self.resolution).to(self.dtype))
         if self._vae == "AutoencoderTiny":
             x0 = made.latents
         else:
@@ -113,6 +112,25 @@ class StableDiffusion(Diffusion):
     def decode(self, x0: Tensor) -> Tensor:
         """The image [B, 3, H, W] in [0, 1] that the VAE reads in x0."""
         return _from_model(self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample)
+
+
+class StableDiffusion(Latent):
+    """Stable Diffusion 1 and 2 and whatever is built like them: CLIP text, latents of a VAE.
+
+    model: "builtin", a folder in the diffusers layout, or a hub id (owner/name)
+    variant: of the weight files, such as fp16
+    revision: of the hub repository
+    dtype: of the networks; auto: float16 on CUDA, float32 otherwise
+    resolution: to which renders are resized (pixels); default: what the model was trained at
+    """
+
+    def __init__(self, device: torch.device | str, *, model: str = "builtin", variant: str | None = None,
+                 revision: str | None = None, dtype: Dtype = "auto", resolution: int | None = None) -> None:
+        super().__init__(device, Parts(model, variant, revision), dtype, resolution)
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The last hidden states [V, N, E] of the CLIP text encoder."""
+        return clip_text(self, strings)
 
 
 class DeepFloyd(Diffusion):
@@ -135,19 +153,30 @@ class DeepFloyd(Diffusion):
         from transformers import T5EncoderModel, T5Tokenizer
 
         tokenizer = self.parts.load("tokenizer", T5Tokenizer)
-        encoder = self._place(T5EncoderModel, "text_encoder")
+        encoder = self.place(T5EncoderModel, "text_encoder")
         return encode(tokenizer, encoder, [s.lower().strip() for s in strings], self.TOKENS, masked=True)
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """The pixels in [-1, 1], [B, 3, h, w] at the model's resolution; nothing is drawn."""
-        return _to_model(rgb, self.config["sample_size"])
+        return to_model(rgb, self.config["sample_size"])
 
     def decode(self, x0: Tensor) -> Tensor:
         """The pixels of x0 in [0, 1]."""
         return _from_model(x0)
 
 
-def _to_model(rgb: Tensor, size: int) -> Tensor:
+def clip_text(prior: Diffusion, strings: Sequence[str]) -> Tensor:
+    """The last hidden states [V, N, E] of a prior's CLIP text encoder."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = prior.parts.load("tokenizer", CLIPTokenizer)
+    encoder = prior.place(CLIPTextModel, "text_encoder")
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    return encode(tokenizer, encoder, strings, length)
+
+
+def to_model(rgb: Tensor, size: int) -> Tensor:
+    """Images [B, 3, size, size] in [-1, 1] of rgb [B, 3, H, W] in [0, 1]."""
     return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False) * 2 - 1
 
 

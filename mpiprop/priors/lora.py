@@ -20,6 +20,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Diffusion
+from mpiprop.priors.zero123 import Zero123
 
 CAMERA = 16  # numbers of a camera: its c2w matrix
 Shapes = dict[str, tuple[int, ...]]
@@ -36,8 +37,8 @@ class Lora(nn.Module):
 
     def __init__(self, prior: Prior, rng: Streams, *, rank: int = 4, loras: int = 1, average_every: int = 0) -> None:
         super().__init__()
-        if not isinstance(prior, Diffusion):
-            raise UserError("needs a prior with a network to adapt; use priors.diffusion:StableDiffusion")
+        if not isinstance(prior, Diffusion) or isinstance(prior, Zero123):
+            raise UserError("needs a prior of text with a network to adapt; use priors.diffusion:StableDiffusion")
         if rank < 1 or loras < 1 or average_every < 0:
             raise UserError(f"rank {rank}, loras {loras}, average_every {average_every}: need at least 1, 1 and 0")
         self.prior, self.rank, self.average_every = prior, rank, average_every

