@@ -62,7 +62,7 @@ def parser() -> Parser:
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG-PROMPT-SEED)")
     run.add_argument("--resume", action="store_true", help="continue DIR, or the newest unfinished run of this config, prompt "
                      "and seed; starts afresh where there is none")
-    run.add_argument("overrides", metavar="key=value", nargs="*", help='prompt="...", seed=1, stages.0.steps=200, ...')
+    run.add_argument("overrides", metavar="key=value", nargs="*", help='prompt="...", image=FILE, seed=1, ...')
 
     export = command("export", "Files from a finished or unfinished run.")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")

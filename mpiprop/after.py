@@ -55,7 +55,9 @@ def evaluate(args: Namespace) -> int:
         pictures = sorted((folder / "views").glob("*.png"))
         if not pictures:
             raise UserError(f"{folder}: has no views/*.png yet; finish the run first (--resume)")
-        objects.append((_run(folder).prompt, torch.stack([measures.picture(path) for path in pictures])))
+        if not (prompt := _run(folder).prompt):
+            raise UserError(f"{folder}: was made from a picture without prompt=..., which is what its views are measured by")
+        objects.append((prompt, torch.stack([measures.picture(path) for path in pictures])))
     prompts = measures.read_prompts(args.prompts) if args.prompts else measures.builtin_prompts()
     judge = measures.Judge(args.clip) if args.clip else measures.Judge()
     result = measures.evaluate(objects, prompts, judge, args.reference)

@@ -74,7 +74,7 @@ class Program:
             run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
         if run.from_ and not (Path(run.from_) / "window.h5").exists():
             raise UserError(f"from={run.from_}: no run folder with a window.h5")
-        if not run.subject:
+        if not run.prompt and run.reads_prompt:
             raise UserError('nothing to make: give prompt="..."')
         folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run, out, resume)
         try:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from .components import PACKAGE, Node, classes, convert, describe_kind, key, parameters, plain, spelt, suggestion
+from .components import PACKAGE, Node, classes, convert, describe_kind, key, parameters, plain, spelt, suggestion, takes
 from .core.errors import UserError
 from .core.steps import Schedule
 
@@ -123,8 +123,14 @@ class Run:
 
     @property
     def subject(self) -> str:
-        """What it makes in a few words: the prompt, else the picture's name."""
-        return self.prompt or Path(self.image or "").stem.removesuffix("_rgba")
+        """What it makes in a few words: the picture's name, else the prompt."""
+        return self.prompt if self.image is None else Path(self.image).stem.removesuffix("_rgba")
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether a prior is told of the prompt, rather than of a picture."""
+        guidances = [term.guidance for stage in self.stages for term in stage.terms]
+        return any(takes(node, "prompts") and not takes(node.part("prompts"), "reference") for node in guidances)
 
     @property
     def nodes(self) -> list[Node]:

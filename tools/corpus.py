@@ -6,7 +6,7 @@ linear in the colour that the caption names, so an object is traced once for all
 and `Layers.over` paints them.
 Shapes: B views, H = W = `size` pixels, N points or rays; points are [3, N] so that a coordinate is contiguous.
 
-    python -m tools.corpus SHAPE COLOUR OUT.png [--azimuth 0] [--elevation 0] [--distance 1.8] [--fovy 50] [--size 256]
+    python -m tools.corpus SHAPE COLOUR OUT.png [--azimuth 0] [--elevation 15] [--distance 1.8] [--fovy 49.1] [--size 256]
 
 writes one view (degrees) with its exact opacity, to make objects from.
 """
@@ -198,9 +198,8 @@ def render(shape: str, colour: str, shots: Shots, background: Tensor, size: int 
 def still(angles: Tensor, distance: float, fovy: float) -> Shots:
     """Returns cameras at angles [B, 2] (azimuth, elevation) that look at the origin, with the light where they are."""
     azimuth, elevation = angles.unbind(1)
-    same = torch.ones_like(azimuth)
-    return Shots(azimuth, elevation, distance * same, fovy * same, torch.zeros(len(same), 3), toward(azimuth, elevation),
-                 0.425 * same)
+    same, centre = torch.ones_like(azimuth), torch.zeros(len(angles), 3)
+    return Shots(azimuth, elevation, distance * same, fovy * same, centre, toward(azimuth, elevation), 0.425 * same)
 
 
 def main() -> None:
@@ -210,7 +209,7 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("colour", choices=COLOURS)
     parser.add_argument("out", type=Path)
-    for name, default in (("azimuth", 0), ("elevation", 0), ("distance", 1.8), ("fovy", 50)):
+    for name, default in (("azimuth", 0), ("elevation", 15), ("distance", 1.8), ("fovy", 49.1)):
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--size", type=int, default=256)
     args = parser.parse_args()
