@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """One LoRA in theta against LoRAs of the workers' own: what the DreamPropeller paper leaves open, at the demo's scale.
 
-    tools/compare_loras.py --out runs/loras [--prompts 3] [--steps 300] [--window 7] [key=value ...]
+    tools/compare_loras.py --out runs/loras [--prompts 3] [--steps 150] [--window 7] [key=value ...]
 
 runs the first stage of demo/prolificdreamer, its schedules scaled to `--steps`, with each policy and prompt, one run after
 another, and prints a table: quality as the built-in judge sees it, T/K, evaluations and megabytes moved between ranks a step.
@@ -34,8 +34,7 @@ CONFIG = "demo/prolificdreamer"
 def policies(window: int) -> dict[str, list[str]]:
     """Overrides by policy."""
     several, lora = [f"window.size={window}"], "stages.0.terms.0.guidance.lora"
-    return {"sequential": ["window.size=1"],
-            "shared": several,
+    return {"shared": several,
             "private": [*several, f"{lora}.loras={window}"],
             "averaged": [*several, f"{lora}.loras={window}", f"{lora}.average_every={2 * window}"]}
 
@@ -60,7 +59,7 @@ def moved(layout: Layout, lanes: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--window", type=int, default=7, help="its size, and the number of LoRAs where there are several")
     parser.add_argument("--out", type=Path, default=Path("runs/loras"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
