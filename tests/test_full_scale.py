@@ -79,6 +79,30 @@ def test_runs_end_to_end_on_tiny_models_of_the_same_classes(mpirun, tmp_path, na
         assert bool(torch.from_numpy(file["x/flat"][()]).isfinite().all())
 
 
+PUBLISHED = {  # of each stage: steps, batch, pixels, field of view, guidance scale, weighting, t_max at its knots, penalties
+    ("magic3d", 0): (10_000, 16, 64, (40, 70), 20, "uniform", (0.98, 0.98), {"orient": (10, 1000), "sparsity": (1, 1)}),
+    ("magic3d-sd", 0): (10_000, 16, 64, (40, 70), 100, "uniform", (0.98, 0.98), {"orient": (10, 1000), "sparsity": (1, 1)}),
+    ("magic3d", 1): (5_000, 16, 512, (30, 45), 100, "sds", (0.5, 0.5), {"normal_consistency": (10_000, 10_000)}),
+    ("magic3d-sd", 1): (5_000, 16, 512, (30, 45), 100, "sds", (0.5, 0.5), {"normal_consistency": (10_000, 10_000)}),
+    ("textmesh", 0): (10_000, 16, 64, (40, 70), 20, "sds", (0.98, 0.98), {"eikonal": (1000, 1000)}),
+    ("prolificdreamer", 1): (15_000, 8, 512, (40, 70), 100, "sds", (0.98, 0.5),
+                             {"normal_consistency": (10_000, 10_000), "laplacian": (10_000, 10_000)}),
+    ("prolificdreamer", 2): (30_000, 1, 512, (40, 70), 7.5, "sds", (0.98, 0.5), {})}
+
+
+@pytest.mark.parametrize("name, index", PUBLISHED)
+def test_stages_have_the_published_numbers(name, index):
+    """Schedules at step 0 and behind their last knot; ProlificDreamer's first stage is in test_vsd.py."""
+    stage = config.load(name).stages[index]
+    (term,) = stage.terms
+    views, guidance, optimiser = term.views.keys, term.guidance.keys, stage.optimiser.keys
+    found = (stage.steps, views["batch"], views["size"], views["fovy_deg"], guidance["scale"], guidance["weighting"],
+             (steps.at(guidance["t_max"], 0), steps.at(guidance["t_max"], 5001)),
+             {penalty: (steps.at(weight, 0), steps.at(weight, 5001)) for penalty, weight in term.penalties.items()})
+    assert found == PUBLISHED[name, index] and guidance["t_min"] == 0.02
+    assert optimiser["betas"] == (0.9, 0.99) and optimiser["eps"] == 1e-15
+
+
 @pytest.mark.parametrize("name", ["magic3d", "magic3d-sd", "textmesh", "prolificdreamer"])
 def test_systems_of_surfaces_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_path, name):
     """Two steps of each stage, hand-over included, with small grids, lattices and pictures: all else is the papers'."""
