@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_models import make
 
-from mpiprop import config
+from mpiprop import checkpoint, config
+from mpiprop.app import main
 from mpiprop.core import steps
 from mpiprop.core.steps import Streams
 from mpiprop.recipe import Stage
@@ -76,3 +77,50 @@ def test_runs_end_to_end_on_tiny_models_of_the_same_classes(mpirun, tmp_path, na
     with h5py.File(tmp_path / "run" / "window.h5") as file:
         assert file.attrs["complete"] and file["x/flat"].shape == (12_604_720 + 32 ** 3,)
         assert bool(torch.from_numpy(file["x/flat"][()]).isfinite().all())
+
+
+PUBLISHED = {  # of each stage: steps, batch, pixels, field of view, guidance scale, weighting, t_max at its knots, penalties
+    ("magic3d", 0): (10_000, 16, 64, (40, 70), 20, "uniform", (0.98, 0.98), {"orient": (10, 1000), "sparsity": (1, 1)}),
+    ("magic3d-sd", 0): (10_000, 16, 64, (40, 70), 100, "uniform", (0.98, 0.98), {"orient": (10, 1000), "sparsity": (1, 1)}),
+    ("magic3d", 1): (5_000, 16, 512, (30, 45), 100, "sds", (0.5, 0.5), {"normal_consistency": (10_000, 10_000)}),
+    ("magic3d-sd", 1): (5_000, 16, 512, (30, 45), 100, "sds", (0.5, 0.5), {"normal_consistency": (10_000, 10_000)}),
+    ("textmesh", 0): (10_000, 16, 64, (40, 70), 20, "sds", (0.98, 0.98), {"eikonal": (1000, 1000)}),
+    ("prolificdreamer", 1): (15_000, 8, 512, (40, 70), 100, "sds", (0.98, 0.5),
+                             {"normal_consistency": (10_000, 10_000), "laplacian": (10_000, 10_000)}),
+    ("prolificdreamer", 2): (30_000, 1, 512, (40, 70), 7.5, "sds", (0.98, 0.5), {})}
+
+
+@pytest.mark.parametrize("name, index", PUBLISHED)
+def test_stages_have_the_published_numbers(name, index):
+    """Schedules at step 0 and behind their last knot; ProlificDreamer's first stage is in test_vsd.py."""
+    stage = config.load(name).stages[index]
+    (term,) = stage.terms
+    views, guidance, optimiser = term.views.keys, term.guidance.keys, stage.optimiser.keys
+    found = (stage.steps, views["batch"], views["size"], views["fovy_deg"], guidance["scale"], guidance["weighting"],
+             (steps.at(guidance["t_max"], 0), steps.at(guidance["t_max"], 5001)),
+             {penalty: (steps.at(weight, 0), steps.at(weight, 5001)) for penalty, weight in term.penalties.items()})
+    assert found == PUBLISHED[name, index] and guidance["t_min"] == 0.02
+    assert optimiser["betas"] == (0.9, 0.99) and optimiser["eps"] == 1e-15
+
+
+@pytest.mark.parametrize("name", ["magic3d", "magic3d-sd", "textmesh", "prolificdreamer"])
+def test_systems_of_surfaces_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_path, name):
+    """Two steps of each stage, hand-over included, with small grids, lattices and pictures: all else is the papers'."""
+    keys = {"window.size": 2, "preview.every_s": 0, "turntable": "{frames: 1, size: 8}", "mesh": "{resolution: 8, texture: 16}"}
+    stages = config.load(name).stages
+    for i, stage in enumerate(stages):
+        kind = "if" if "DeepFloyd" in stage.terms[0].guidance.part("prior").use else "sd"
+        if not (folder := tmp_path / kind).exists():
+            make(kind, folder)
+        at, term = f"stages.{i}.", f"stages.{i}.terms.0."
+        keys |= {f"{at}steps": 2, f"{at}shape.log2_table": 10, f"{term}guidance.prior.model": folder,
+                 f"{term}guidance.prior.variant": "null", f"{term}views.batch": 1, f"{term}views.size": 8}
+        if stage.shape.keys.get("threshold") == 25.0:  # a blob of density 10 is not there after two steps
+            keys[f"{at}shape.threshold"] = "auto"
+        keys |= {f"{at}shape.resolution": 12} if "dmtet" in stage.shape.use else {f"{at}render.samples": 32}
+    assert main(name, [f"{key}={value}" for key, value in keys.items()], tmp_path / "run", False) == 0
+    found = checkpoint.load(tmp_path / "run" / "window.h5")
+    assert found.stage == stages[-1].name and found.window.x.theta.flat.isfinite().all()
+    names = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(names)) == [f'{{"stage": "{stage.name}"' for stage in stages]
+    assert (tmp_path / "run" / "mesh.glb").exists() and (tmp_path / "run" / "done").exists()

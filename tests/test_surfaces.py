@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.steps import Streams
-from mpiprop.guidance.surface_losses import eikonal, face_consistency, laplacian, normal_consistency
+from mpiprop.guidance.surface_losses import eikonal, laplacian, normal_consistency
 from mpiprop.render.volume import Volume
 from mpiprop.scene import Scene
 from mpiprop.shapes.backgrounds import NeuralEnvironment, Solid
@@ -341,11 +341,9 @@ def test_losses_equal_loops_over_edges_and_neighbours():
     pairs = torch.tensor(found.edges_unique)
     consistency = torch.stack([1 - normals[a] @ normals[b] for a, b in pairs]).mean()
     torch.testing.assert_close(normal_consistency(vertices, faces), consistency)
-    bent = torch.tensor(found.face_adjacency_angles).cos()
-    torch.testing.assert_close(face_consistency(vertices, faces), (1 - bent).mean())
     rows = [(len(near) * vertices[i] - vertices[near].sum(0)).norm() for i, near in enumerate(found.vertex_neighbors)]
     torch.testing.assert_close(laplacian(vertices, faces), torch.stack(rows).mean())
-    for loss in (normal_consistency, face_consistency, laplacian):
+    for loss in (normal_consistency, laplacian):
         grad, = torch.autograd.grad(loss(vertices, faces), vertices)
         for index in (0, 20, 77):
             quotient = differences(lambda: loss(vertices, faces), vertices, index)
@@ -356,7 +354,7 @@ def test_losses_are_small_on_a_regular_sphere_and_grow_with_noise():
     vertices, faces = sphere(4)
     assert (vertex_normals(vertices, faces) - vertices).norm(dim=-1).max() < 0.01
     rough = vertices + 0.05 * draws(*vertices.shape)
-    for loss in (normal_consistency, face_consistency, laplacian):
+    for loss in (normal_consistency, laplacian):
         assert 0 < loss(vertices, faces) < 0.03 and loss(rough, faces) > 5 * loss(vertices, faces)
 
 
@@ -364,7 +362,7 @@ def test_flat_and_vanishing_faces_have_finite_gradients():
     vertices, faces = sphere(1)
     vertices[faces[0]] = vertices[faces[0, 0]].clone()
     vertices.requires_grad_()
-    (normal_consistency(vertices, faces) + face_consistency(vertices, faces) + laplacian(vertices, faces)).backward()
+    (normal_consistency(vertices, faces) + laplacian(vertices, faces)).backward()
     assert vertices.grad.isfinite().all()
 
 

@@ -9,10 +9,7 @@ in which no worker evaluates, beyond that of the slides without.
 """
 
 import argparse
-import os
 import resource
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -21,6 +18,8 @@ from statistics import fmean
 from time import perf_counter, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.launcher import relaunch  # noqa: E402
 
 MINUTE = 60.0
 
@@ -38,13 +37,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    if "OMPI_COMM_WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ:
-        mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        if mpirun is None or args.ranks < 2:
-            sys.exit("bench_checkpoint: needs mpirun on the PATH and at least 2 ranks")
-        lines = (Path(__file__).parent / "mpi.env").read_text().splitlines()
-        env = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")) | os.environ
-        sys.exit(subprocess.call([mpirun, "-n", str(args.ranks), "--bind-to", "none", sys.executable, *sys.argv], env=env))
+    if args.ranks < 2:
+        sys.exit("bench_checkpoint: needs at least 2 ranks")
+    relaunch(args.ranks)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         run(args, Path(folder))
 

@@ -10,15 +10,14 @@ cost at the speed of a memory copy in this process.
 """
 
 import argparse
-import os
 import resource
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter, sleep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.launcher import relaunch  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -35,13 +34,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    if args.ranks > 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ:
-        mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        if mpirun is None:
-            sys.exit("bench_engine: needs mpirun on the PATH")
-        lines = (Path(__file__).parent / "mpi.env").read_text().splitlines()
-        env = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")) | os.environ
-        sys.exit(subprocess.call([mpirun, "-n", str(args.ranks), "--bind-to", "none", sys.executable, *sys.argv], env=env))
+    if args.ranks > 1:
+        relaunch(args.ranks)
     run(args)
 
 

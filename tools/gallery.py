@@ -29,7 +29,8 @@ from mpiprop.export.pictures import contact_sheet  # noqa: E402
 
 METHODS = {"sequential": ["window.size=1"], "window 7": ["window.size=7"]}
 PREVIEW = 96  # pixels
-LEAN = [f"preview={{every_s: 1.0e9, size: {PREVIEW}}}", "turntable.frames=2", "mesh.resolution=48", "mesh.texture=0"]  # previews of stages' ends
+LEAN = [f"preview={{every_s: 1.0e9, size: {PREVIEW}}}",  # at stages' ends alone
+        "turntable.frames=2", "mesh.resolution=48", "mesh.texture=0"]
 
 
 def choose(n: int) -> list[tuple[str, bool]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mpiprop.core.errors import RunError
 from mpiprop.export.atlas import Atlas, Texture, paint, unwrap
+from mpiprop.shapes.triangles import vertex_normals
 
 if TYPE_CHECKING:
     from mpiprop.scene import Scene
@@ -39,12 +40,7 @@ class Mesh:
     @property
     def normals(self) -> ndarray:
         """Outward unit normals [V, 3]: the mean of the faces around a vertex, by area; +z where they cancel."""
-        a, b, c = np.moveaxis(self.vertices[self.faces].astype(np.float64), 1, 0)
-        area = np.cross(b - a, c - a)
-        corners, V = self.faces.ravel(), len(self.vertices)
-        total = np.stack([np.bincount(corners, np.repeat(area[:, axis], 3), V) for axis in range(3)], 1)
-        length = np.linalg.norm(total, axis=1, keepdims=True)
-        return np.where(length > 0, total / np.where(length > 0, length, 1), (0, 0, 1)).astype(np.float32)
+        return vertex_normals(torch.from_numpy(self.vertices).double(), torch.from_numpy(self.faces).long()).float().numpy()
 
     @property
     def open_edges(self) -> int:

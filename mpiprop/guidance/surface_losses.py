@@ -7,7 +7,7 @@ either direction and no table of edges is needed; N points. All are differentiab
 import torch
 from torch import Tensor
 
-from ..shapes.triangles import face_areas, vertex_normals
+from ..shapes.triangles import vertex_normals
 
 
 def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
@@ -16,17 +16,6 @@ def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
     once = start < end
     normals = vertex_normals(vertices, faces)
     return 1 - (normals[start[once]] * normals[end[once]]).sum(-1).mean()
-
-
-def face_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Mean over the edges of 1 - cos between the normals of both faces there; faces without an area count as bent by
-    a right angle."""
-    start, end = _walked(faces)
-    key = torch.minimum(start, end) * len(vertices) + torch.maximum(start, end)
-    one, other = (key.argsort(stable=True) % len(faces)).view(-1, 2).unbind(1)
-    areas = face_areas(vertices, faces)
-    normals = areas * (areas.square().sum(-1, keepdim=True) + 1e-30).rsqrt()
-    return 1 - (normals[one] * normals[other]).sum(-1).mean()
 
 
 def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:

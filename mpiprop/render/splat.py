@@ -55,8 +55,8 @@ class Splat:
                             "shapes.gaussians:Gaussians, or the renderer of its kind (render.volume:Volume, render.mesh:Mesh)")
         layers, screen = self.rasterise(splats, colours(splats, views), views, self.near, self.far)
         rgb, depth, opacity = layers.split([3, 1, 1], -1)
-        rgb = torch.addcmul(rgb, 1 - opacity, background(views.rays()[1]))
-        return Image(rgb.clamp(0, 1), opacity, depth, screen=screen)
+        rgb = torch.addcmul(rgb, 1 - opacity, behind := background(views.rays()[1]))
+        return Image(rgb.clamp(0, 1), opacity, depth, screen=screen, behind=behind)
 
 
 def colours(splats: Splats, views: Views) -> Tensor:

@@ -1,0 +1,113 @@
+"""Every stage of the demo's systems, made tiny: with threshold 0 the bits of the sequential method, on any number of ranks,
+and when stopped after every other slide and gone on with, inside stages and between them."""
+
+import json
+from pathlib import Path
+
+import h5py
+import pytest
+import tiny_models
+import torch
+
+from mpiprop import checkpoint, config
+from mpiprop.core.errors import Preempted
+from mpiprop.core.log import Log
+from mpiprop.drive import Drive
+from mpiprop.recipe import Stage
+from mpiprop.transport.base import Serial
+
+SYSTEMS = ("demo/magic3d", "demo/textmesh", "demo/prolificdreamer")
+STEPS = 4
+SIZES = {"shapes.dmtet:DMTet": {"resolution": 10}, "shapes.hashgrid:HashGrid": {"occupancy_resolution": 8, "start_level": 2},
+         "shapes.sdf:SDF": {"occupancy_resolution": 8, "start_level": 2}}
+SCHEDULES = {"batch": [[0, 2], [2, 1]], "size": [[0, 8], [3, 12]]}  # both change within a window
+LORAS = {0: {"loras": 2, "average_every": 2}, 2: {"loras": 3}}  # of ProlificDreamer's stages
+MPI = """import json, sys
+from pathlib import Path
+from mpiprop.app import main
+for name, overrides, folder in json.loads(sys.argv[1]):
+    if code := main(name, overrides, Path(folder), True):
+        sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_models.make("sd", tmp_path_factory.mktemp("model"))
+
+
+def small(name: str, model: Path, *more: str) -> list[str]:
+    """Overrides that bring a system down to seconds."""
+    keys = {"preview.every_s": 0, "turntable": {"frames": 1, "size": 8}, "mesh": {"resolution": 8, "texture": 16}}
+    for i, stage in enumerate(config.read(name)["stages"]):
+        at = f"stages.{i}."
+        shape = {"levels": 3, "log2_table": 8, "hidden": 8} | SIZES[stage["shape"]["use"]]
+        keys |= {f"{at}steps": STEPS, f"{at}terms.0.guidance.prior.model": str(model)}
+        keys |= {f"{at}shape.{key}": value for key, value in shape.items()}
+        keys |= {f"{at}terms.0.views.{key}": value for key, value in SCHEDULES.items()}
+        if "volume" in stage["render"]["use"]:
+            keys[f"{at}render.samples"] = 24
+        if "lora" in stage["terms"][0]["guidance"]:
+            keys |= {f"{at}terms.0.guidance.lora.{key}": value for key, value in LORAS[i].items()}
+    return ["prompt=a red mushroom", *(f"{key}={json.dumps(value)}" for key, value in keys.items()), *more]
+
+
+def follow(name: str, overrides: list[str], folder: Path, stop: bool) -> bool:
+    """The run in this process from where it is to its end, or its next two slides alone; whether it is complete."""
+    run = config.load(name, overrides)
+    folder.mkdir(exist_ok=True)
+    before = slides(folder)
+    found = checkpoint.load(folder / "window.h5") if (folder / "window.h5").exists() else None
+    (folder / "config.yaml").write_text(text := config.resolved(run))
+    for index in range([stage.name for stage in run.stages].index(found.stage) if found else 0, len(run.stages)):
+        stage = Stage(run, index, torch.device("cpu"))
+        transport = Serial(stage.unit(stage.embeddings()), lambda: stop and slides(folder) > before + 1)
+        try:
+            Drive(run, text, stage, folder, Log(folder), transport, index + 1 == len(run.stages))()
+        except Preempted:
+            return ended(folder)[0]
+    return True
+
+
+def slides(folder: Path) -> int:
+    return (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
+
+
+def ended(folder: Path) -> tuple[bool, str, bytes]:
+    """Whether the run is complete, its stage, and /x/flat."""
+    with h5py.File(folder / "window.h5") as file:
+        return bool(file.attrs["complete"]), file.attrs["stage"].decode(), file["x/flat"][()].tobytes()
+
+
+@pytest.fixture(scope="module")
+def sequential(model, tmp_path_factory) -> dict[str, tuple[bool, str, bytes]]:
+    """How each system ends, one step after the other."""
+    found, folder = {}, tmp_path_factory.mktemp("sequential")
+    for i, name in enumerate(SYSTEMS):
+        assert follow(name, small(name, model, "window.size=1"), folder / str(i), False)
+        found[name] = ended(folder / str(i))
+    return found
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_stopped_after_every_other_slide_and_gone_on_with_it_ends_with_the_bits_of_the_sequential_method(
+        name, model, sequential, tmp_path):
+    stops, overrides = [], small(name, model, "window.threshold=0", "window.size=3")
+    while not follow(name, overrides, tmp_path / "run", True):
+        found = checkpoint.load(tmp_path / "run" / "window.h5")
+        stops.append((found.stage, found.window.x.tau))
+    assert ended(tmp_path / "run") == sequential[name]
+    assert {name for name, tau in stops if tau < STEPS} == {stage["name"] for stage in config.read(name)["stages"]}
+    assert {name for name, tau in stops if tau == STEPS} >= {stage["name"] for stage in config.read(name)["stages"][:-1]}
+
+
+@pytest.mark.mpi
+def test_begun_alone_and_gone_on_with_on_three_ranks_all_systems_end_with_the_bits_of_the_sequential_method(
+        model, sequential, mpirun, tmp_path):
+    runs = [(name, small(name, model, "window.threshold=0", "window.size=3"), tmp_path / str(i))
+            for i, name in enumerate(SYSTEMS)]
+    assert not any(follow(*run, True) for run in runs)
+    done = mpirun(3, json.dumps(runs, default=str), program=("-c", MPI), timeout=400)
+    assert done.returncode == 0, done.stderr
+    for name, _, folder in runs:
+        assert ended(folder) == sequential[name] and (folder / "mesh.glb").exists()

@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""One LoRA in theta against LoRAs of the workers' own: what the DreamPropeller paper leaves open, at the demo's scale.
+
+    tools/compare_loras.py --out runs/loras [--prompts 3] [--steps 150] [--window 7] [key=value ...]
+
+runs the first stage of demo/prolificdreamer, its schedules scaled to `--steps`, with each policy and prompt, one run after
+another, and prints a table: quality as the built-in judge sees it, T/K, evaluations and megabytes moved between ranks a step.
+Runs that are done are kept, unfinished ones resumed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mpiprop import config  # noqa: E402
+from mpiprop.core.theta import Layout  # noqa: E402
+from mpiprop.recipe import Stage  # noqa: E402
+from tools.gallery import LEAN, choose  # noqa: E402
+
+CONFIG = "demo/prolificdreamer"
+
+
+def policies(window: int) -> dict[str, list[str]]:
+    """Overrides by policy."""
+    several, lora = [f"window.size={window}"], "stages.0.terms.0.guidance.lora"
+    return {"shared": several,
+            "private": [*several, f"{lora}.loras={window}"],
+            "averaged": [*several, f"{lora}.loras={window}", f"{lora}.average_every={2 * window}"]}
+
+
+def scaled(tree: Any, factor: float) -> Any:
+    """`tree` with the steps of all schedules and of the coming into use of grids times `factor`."""
+    if isinstance(tree, dict):
+        return {name: round(value * factor) if name in ("steps", "start_step", "update_steps", "ambient_only_steps")
+                else scaled(value, factor) for name, value in tree.items()}
+    if isinstance(tree, list) and tree and all(isinstance(knot, list) and len(knot) == 2 for knot in tree):
+        return [[round(step * factor), value] for step, value in tree]
+    return [scaled(item, factor) for item in tree] if isinstance(tree, list) else tree
+
+
+def moved(layout: Layout, lanes: int) -> float:
+    """Megabytes of an evaluation's theta and gradient, if of several LoRAs so many lanes travel."""
+    span, n = layout.groups["lora"], layout.lanes.get("lora", 1)
+    left_out = (span.stop - span.start) // n * (n - min(n, lanes))
+    return 4e-6 * (layout.L + layout.D - 2 * left_out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=3, help="how many")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--window", type=int, default=7, help="its size, and the number of LoRAs where there are several")
+    parser.add_argument("--out", type=Path, default=Path("runs/loras"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+
+    from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture
+    from mpiprop.export.pictures import contact_sheet
+
+    torch.set_num_threads(1)
+    tree = config.read(CONFIG, args.overrides)
+    tree["stages"] = [scaled(tree["stages"][0], args.steps / tree["stages"][0]["steps"])]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "coarse.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    prompts = [prompt for prompt, _ in choose(args.prompts)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folders = {}
+    for prompt in prompts:
+        for policy, overrides in policies(args.window).items():
+            folder = folders[prompt, policy] = args.out / policy / prompt.replace(" ", "-")
+            command = [sys.executable, "-m", "mpiprop", "run", args.out / "coarse.yaml", f"prompt={prompt}", *overrides, *LEAN,
+                       "--out", folder, "--resume"]
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            print(f"{policy}: {prompt}", flush=True)
+
+    judge, views = Judge(), {}
+    print("\n| LoRAs | R-Precision | similarity | T/K | evaluations a step | MB a step | MB a step if only the step's own LoRA "
+          "travelled |\n|---|---|---|---|---|---|---|")
+    for policy, overrides in policies(args.window).items():
+        for prompt in prompts:
+            views[prompt, policy] = torch.stack([picture(path) for path in
+                                                 sorted((folders[prompt, policy] / "views").glob("*.png"))])
+        scores = evaluate([(prompt, views[prompt, policy]) for prompt in prompts], builtin_prompts(), judge)
+        slides = [[json.loads(line) for line in (folders[prompt, policy] / "metrics.jsonl").read_text().splitlines()]
+                  for prompt in prompts]
+        ratio = fmean(run[-1]["tau"] / len(run) for run in slides)
+        cost = fmean(sum(slide["evaluations"] for slide in run) / run[-1]["tau"] for run in slides)
+        layout = Stage(config.load(str(args.out / "coarse.yaml"), overrides), 0, torch.device("cpu")).scene.layout
+        print(f"| {policy} | {scores.r_precision:.3f} | {scores.similarity:.3f} | {ratio:.2f} | {cost:.2f} | "
+              f"{cost * moved(layout, layout.lanes.get('lora', 1)):.2f} | {cost * moved(layout, 1):.2f} |")
+    contact_sheet([(f"{prompt}: {policy}", list(views[prompt, policy][::2])) for prompt in prompts
+                   for policy in policies(args.window)], args.out / "sheet.png")
+    print(args.out / "sheet.png")
+
+
+if __name__ == "__main__":
+    main()
