@@ -162,6 +162,8 @@ def test_a_mesh_is_exported_with_its_own_atlas_and_texture(ball, tmp_path):
     again = textured(ball, texture=128)
     assert torch.equal(again.shape.uv, ball.shape.uv) and torch.equal(again.shape.faces, ball.shape.faces)
     assert torch.allclose(again.shape.texture, ball.shape.texture, atol=1e-4)
+    with pytest.raises(UserError, match="of 64 texels a side cannot begin with one of 128"):
+        textured(ball, texture=64)
     assert finish(mesh, paint, height_m=2.0, say=lambda text: None).vertices[:, 2].max() == pytest.approx(2.0)
 
 
