@@ -18,7 +18,7 @@ def kept(folder: Path) -> tuple[bytes, ...]:
     """All that a finished run has saved of its last state."""
     with h5py.File(folder / "window.h5") as file:
         assert file.attrs["complete"] and (folder / "done").exists()
-        return tuple(file[name][()].tobytes() for name in ("x/flat", "x/slots/m", "x/slots/v", "x/slots/seen", "x/slots/points"))
+        return tuple(file[f"x/{name}"][()].tobytes() for name in ("flat", "slots/m", "slots/v", "slots/seen", "slots/points"))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,9 @@ def alone(setting) -> Path:
 
 def begun(n: int, setting: Path, folder: Path, *words: str) -> subprocess.Popen:
     launcher = ["mpirun", "-n", str(n)] if n else []
-    return subprocess.Popen([*launcher, sys.executable, "-m", "mpiprop", "run", setting, "window.threshold=0", "window.shards=2",
-                             *words, "--out", folder, "--resume"], start_new_session=True, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([*launcher, sys.executable, "-m", "mpiprop", "run", setting, "window.threshold=0",
+                             "window.shards=2", *words, "--out", folder, "--resume"], start_new_session=True,
+                            stdout=subprocess.DEVNULL)
 
 
 def reached(folder: Path, lines: int, process: subprocess.Popen) -> None:

@@ -23,8 +23,8 @@ from mpiprop.transport.shared import Shared
 
 from clouds import stage
 
-RULES = Rules(every=3, first=0, until=100, gradient=1.0, size=0.2, most=1000, least_opacity=0.0, largest=0.0, reset_every=7,
-              reset_opacity=0.2, cross=True)
+RULES = Rules(every=3, first=0, until=100, gradient=1.0, size=0.2, most=1000, radius=9.0, least_opacity=0.0, largest=0.0,
+              reset_every=7, reset_opacity=0.2, cross=True)
 WIDTHS = {"position": (3,), "f_dc": (1, 3), "f_rest": (0, 3), "scale": (3,), "rotation": (4,), "opacity": (1,)}
 
 
@@ -100,7 +100,7 @@ def test_as_many_as_before_may_be_others():
 def test_who_is_gone_tells_nothing_and_who_descends_tells_what_it_can():
     x = state(6, chosen=(2,), large=(2,))
     values(x.theta, "opacity")[:, 0] = torch.tensor([3.0, -3.0, 3.0, 3.0, 3.0, 3.0])
-    split, thin = grown(x, RULES, Streams(0, 3)), pruned(x, 0.5, 0.0)
+    split, thin = grown(x, RULES, Streams(0, 3)), pruned(x, 0.5, 0.0, 9.0)
     assert thin.theta.layout.N == 5 and thin.theta.rows(x.theta).tolist() == [0, -1, 1, 2, 3, 4]
     assert Drift(torch.ones(thin.theta.layout.D + 10)).read_as(thin.theta, x.theta).grad[:18].view(6, 3)[:, 0].tolist() == [
         1, 0, 1, 1, 1, 1]
@@ -140,9 +140,11 @@ def test_lineage_equals_a_search_through_the_family():
 
 def test_pruning_keeps_one_and_a_reset_clears_averages_of_opacities_alone():
     x = state(8)
-    assert pruned(x, 1.0, 0.0).theta.layout.N == 1
+    assert pruned(x, 1.0, 0.0, 9.0).theta.layout.N == 1
     wide = state(8, large=(3,))
-    assert pruned(wide, 0.0, 0.3).theta.points[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert pruned(wide, 0.0, 0.3, 9.0).theta.points[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    far = values(x.theta, "position").abs().amax(1) > 1
+    assert far.any() and torch.equal(pruned(x, 0.0, 0.0, 1.0).theta.points, x.theta.points[~far])
     kept = x.theta.flat.clone()
     y = reset(x, 0.2)
     assert values(y.theta, "opacity").sigmoid().max() <= 0.2 + 1e-6 and torch.equal(x.theta.flat, kept)

@@ -31,6 +31,7 @@ class Rules:
     gradient: float
     size: float
     most: int
+    radius: float
     least_opacity: float
     largest: float
     reset_every: int
@@ -76,7 +77,7 @@ class Densify:
         rules = self.rules
         if rules.changes(x.tau):
             x = grown(x, rules, self.streams(x.tau))
-            x = pruned(x, rules.least_opacity, rules.largest)
+            x = pruned(x, rules.least_opacity, rules.largest, rules.radius)
         return reset(x, rules.reset_opacity) if rules.resets(x.tau) else x
 
 
@@ -120,11 +121,11 @@ def grown(x: State, rules: Rules, rng: Streams) -> State:
     return replace(y, slots={**y.slots, SEEN: torch.zeros_like(y.slots[SEEN])})
 
 
-def pruned(x: State, least_opacity: float, largest: float) -> State:
-    """The state without Gaussians of a lower opacity or a larger standard deviation (0: however large); the most opaque one
-    always stays."""
+def pruned(x: State, least_opacity: float, largest: float, radius: float) -> State:
+    """The state without Gaussians of a lower opacity, a larger standard deviation (0: however large) or outside the box
+    [-radius, radius]^3; the most opaque one always stays."""
     opacity, scale = values(x.theta, "opacity")[:, 0].sigmoid().cpu(), values(x.theta, "scale").amax(1).cpu()
-    kept = opacity >= least_opacity
+    kept = (opacity >= least_opacity) & (values(x.theta, "position").abs().amax(1).cpu() <= radius)
     if largest:
         kept &= scale <= log(largest)
     kept[opacity.argmax()] |= not kept.any()

@@ -25,7 +25,7 @@ ROWS = ("position", "f_dc", "f_rest", "scale", "rotation", "opacity")
 class Gaussians(Shape):
     """A cloud of Gaussians whose number changes while it trains.
 
-    radius: half side of the box that the object fits (world units)
+    radius: half side of the box that the object fits; what has left it is removed with the rest (world units)
     number: Gaussians at first, where they are not read from a file
     ball: radius of the ball that they fill at first (world units)
     points: a PLY file to begin with: Gaussians, or points with or without colours
@@ -38,7 +38,7 @@ class Gaussians(Shape):
         over all views that saw it since the last change, of the loss of each view alone
     densify_size: split those of a larger standard deviation than this, clone the others (world units)
     densify_most: Gaussians at most; beyond them those of the largest gradients are taken
-    prune_opacity: remove those of a lower opacity; 0: none
+    prune_opacity: remove those of a lower opacity, where Gaussians change; 0: none
     prune_size: remove those of a larger standard deviation (world units); 0: none
     reset_every: steps between resets of all opacities to `reset_opacity` at most; 0: never
     reset_opacity: opacity after a reset
@@ -59,7 +59,7 @@ class Gaussians(Shape):
             raise UserError(f"{bad[0]}: out of range (number, densify_size above 0; degree 0 to 3; opacities between 0 and 1)")
         self.radius = radius
         self.rules = Rules(densify_every, densify_from, densify_until, densify_gradient, densify_size, densify_most,
-                           prune_opacity, prune_size, reset_every, reset_opacity, cross)
+                           radius, prune_opacity, prune_size, reset_every, reset_opacity, cross)
         begun = read(points, degree, opacity) if points else start(rng, number, ball, degree, opacity)
         for name in ROWS:
             setattr(self, name, nn.Parameter(begun[name]))
