@@ -62,8 +62,9 @@ class MeshOut:
     resolution: int = key("cells along each side of the box", 128, lo=2)
     threshold: Literal["auto"] | float = key("density at the surface; auto: the mean where not empty", "auto", lo=0)
     parts: float = key("components with fewer faces than this share of the largest one's are dropped", 0.01, lo=0, hi=1)
-    faces: int = key("number of faces to come down to; 0: keep all", 0, lo=0)
-    texture: int = key("height and width of the texture (pixels); 0: none, colours at the vertices", 0, lo=0, hi=8192)
+    faces: int = key("number of faces to come down to; 0: keep all; a TexturedMesh keeps its own", 0, lo=0)
+    texture: int = key("height and width of the texture (pixels); 0: colours at the vertices; a TexturedMesh keeps its own",
+                       0, lo=0, hi=8192)
     height_m: float = key("height of the object (m), which then stands on the ground; 0: the scene's own units", 0.0, lo=0)
 
 

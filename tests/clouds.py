@@ -10,6 +10,7 @@ STAGE = """
 prompt: a red ball
 preview: {every_s: 0}
 turntable: {frames: 2, size: 16}
+mesh: {resolution: 16}
 stages:
 - name: splats
   steps: 30

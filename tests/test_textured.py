@@ -21,10 +21,13 @@ from mpiprop.export.mesh import extract, finish, iso_surface
 from mpiprop.recipe import Stage
 from mpiprop.render.mesh import Mesh
 from mpiprop.render.projection import all_around, project
+from mpiprop.render.splat import Splat
 from mpiprop.render.volume import Volume
 from mpiprop.scene import Scene
 from mpiprop.shapes.backgrounds import Solid
 from mpiprop.shapes.base import Field, Values
+from mpiprop.shapes.gaussians import Gaussians
+from mpiprop.shapes.harmonics import C0
 from mpiprop.shapes.materials import NoMaterial
 from mpiprop.shapes.textured import TexturedMesh
 from mpiprop.views.cameras import turntable
@@ -39,22 +42,30 @@ def paint(x: torch.Tensor) -> torch.Tensor:
 
 
 class Ball(Field):
-    """A ball in those colours, as dense as a cloud of many Gaussians, and taken for one where `cloud`."""
+    """A ball in those colours."""
 
     radius, has_normals, level = 0.8, False, None
 
-    def __init__(self, cloud: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.cloud, self.steepness = cloud, nn.Parameter(torch.tensor([100.0]))
-
-    def splats(self) -> object | None:
-        return object() if self.cloud else None
+        self.steepness = nn.Parameter(torch.tensor([100.0]))
 
     def density(self, x):
         return 200 * torch.sigmoid(self.steepness * (RADIUS - x.norm(dim=-1)))
 
     def probe(self, x, normals):
         return self.density(x), lambda which: Values(self.density(x[which]), torch.logit(paint(x[which])), None)
+
+
+def ball_of_gaussians() -> Gaussians:
+    """2000 Gaussians just below the sphere in its colours."""
+    shape = Gaussians(INIT, radius=0.8, number=2000)
+    x = torch.nn.functional.normalize(normal(INIT("gaussians"), 2000, 3), dim=-1)
+    values = {"position": 0.92 * RADIUS * x, "f_dc": ((paint(RADIUS * x) - 0.5) / C0)[:, None],
+              "scale": torch.full((2000, 3), 0.04).log(), "opacity": torch.full((2000, 1), 2.0)}
+    for name, value in values.items():
+        getattr(shape, name).data = value
+    return shape
 
 
 def scene_of(shape, renderer) -> Scene:
@@ -75,7 +86,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.fixture(scope="module")
 def ball() -> Scene:
     """A mesh of the ball with its colours baked at the texels' places in space."""
-    return textured(scene_of(Ball(cloud=False), Volume(samples=64)))
+    return textured(scene_of(Ball(), Volume(samples=64)))
 
 
 def disc(views) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,17 +118,17 @@ def test_points_take_the_colours_of_pictures_that_see_them():
 
 @pytest.mark.parametrize("cloud", [False, True])
 def test_a_texture_begins_with_the_colours_of_the_stage_before(cloud, ball):
-    """Baked at places in space, or painted from renders: both look like the sphere."""
-    scene = textured(scene_of(Ball(cloud=True), Volume(samples=64)), texture=96) if cloud else ball
+    """Baked at places in space, or painted from renders of Gaussians: both look like the sphere, as these do (25.6 dB)."""
+    scene = textured(scene_of(ball_of_gaussians(), Splat()), texture=96, threshold=1.0) if cloud else ball
     views = turntable(3, 0.4, DISTANCE, FOVY, (96, 96))
     image, (truth, covered) = scene.render(views, 0), disc(views)
     inner = (torch.nn.functional.avg_pool2d(covered[..., 0], 5, 1, 2) == 1) & (image.opacity[..., 0] == 1)
-    assert inner.float().mean() > 0.15 and psnr(image.rgb[inner], truth[inner]) > 28
+    assert inner.float().mean() > 0.15 and psnr(image.rgb[inner], truth[inner]) > (24 if cloud else 28)
 
 
 @pytest.mark.parametrize("supersampling", [1, 2])
 def test_gradients_of_the_texture_and_of_offsets_are_finite_differences(supersampling):
-    mesh = textured(scene_of(Ball(cloud=False), Volume()), texture=32, resolution=12, faces=0, offsets=True).shape
+    mesh = textured(scene_of(Ball(), Volume()), texture=32, resolution=12, faces=0, offsets=True).shape
     scene = scene_of(mesh, Mesh(supersampling=supersampling))
     views, theta = turntable(2, 0.3, DISTANCE, FOVY, (24, 24)), scene.theta()
     weights = normal(INIT("weights"), 2, 24, 24, 3)
@@ -151,6 +162,8 @@ def test_a_mesh_is_exported_with_its_own_atlas_and_texture(ball, tmp_path):
     again = textured(ball, texture=128)
     assert torch.equal(again.shape.uv, ball.shape.uv) and torch.equal(again.shape.faces, ball.shape.faces)
     assert torch.allclose(again.shape.texture, ball.shape.texture, atol=1e-4)
+    with pytest.raises(UserError, match="of 64 texels a side cannot begin with one of 128"):
+        textured(ball, texture=64)
     assert finish(mesh, paint, height_m=2.0, say=lambda text: None).vertices[:, 2].max() == pytest.approx(2.0)
 
 

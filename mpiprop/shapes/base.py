@@ -5,6 +5,7 @@ Letters: N points.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Shape(nn.Module):
 
     radius: float  # half side of the box, world units
     has_normals: bool  # whether it can be asked for normals
-    wants: dict | None = None  # keys of `export.mesh.extract`, if it begins with a textured mesh of the stage before
+    wants: dict[str, Any] | None = None  # keys of `export.mesh.extract`, if it begins with a textured mesh of the stage before
 
     def at(self, tau: int) -> None:
         """Sets what depends on the step alone (progressive bands)."""

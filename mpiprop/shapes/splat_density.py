@@ -1,8 +1,8 @@
 """The density and the colour that a cloud of Gaussians has in space, asked where it matters (DreamGaussian, section 3.2).
 
-Density is the sum of opacity exp(-m / 2) over the Gaussians, m the squared Mahalanobis distance: without a unit, at most the
-sum of the opacities. A Gaussian is left out where it would add less than TOLERANCE / N, so that what is left out never adds up
-to TOLERANCE. Letters: N Gaussians, Q points, B blocks of near points, C Gaussians that reach a block.
+Density is the sum of opacity exp(-m / 2) over the Gaussians, m the squared Mahalanobis distance. Points are taken in blocks; of
+each Gaussian it is known how much it adds at most inside the block's box, and those that add least are left out as long as all
+of that together stays below TOLERANCE. Letters: N Gaussians, Q points, C Gaussians that reach a block.
 """
 
 from collections.abc import Iterator
@@ -45,9 +45,10 @@ def colour(splats: Splats, x: Tensor) -> Tensor:
 def _near(splats: Splats, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each block of near points that a Gaussian reaches: which points, which Gaussians, and exp(-m / 2) [points, C]."""
     means, opacities = splats.means.double(), splats.opacities
-    whiten = _axes(splats.rotations.double()) / splats.scales.double().clamp(min=TINY)[:, None]  # columns: axes over deviations
+    axes, scales = _axes(splats.rotations.double()), splats.scales.double().clamp(min=TINY)[:, None]
+    whiten = axes / scales  # columns: axes over deviations
     precision = whiten @ whiten.mT
-    spread = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2).sqrt().float()  # deviations along x, y, z
+    spread = (axes * scales).square().sum(-1).sqrt().float()  # deviations along x, y, z
     middles = splats.means.float()
     least = TOLERANCE / 2 / len(opacities)
     reach = (2 * (opacities / least).clamp(min=1).log()).sqrt()  # in deviations
@@ -55,7 +56,7 @@ def _near(splats: Splats, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         some = x[points]
         low, high = some.aminmax(dim=0)
         centre = (low + high) / 2
-        far = ((((middles - centre).abs() - (high - low) / 2) / spread).amax(1)).clamp(min=0)  # at least, from any point
+        far = (((middles - centre).abs() - (high - low) / 2) / spread).amax(1).clamp(min=0)  # at least, from any point
         near = (far < reach).nonzero()[:, 0]
         most, order = (opacities[near] * (far[near].square() * -0.5).exp()).sort()
         near = near[order[most.cumsum(0) > TOLERANCE / 2]]

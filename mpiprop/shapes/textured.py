@@ -48,7 +48,10 @@ class TexturedMesh(Shape):
         return self.vertices.abs().max().item()
 
     def take(self, vertices: Tensor, faces: Tensor, uv: Tensor, corners: Tensor, features: Tensor) -> None:
-        """Becomes this mesh with this skin (the letters above), of any size but that of `features` [S, S, 3]."""
+        """Becomes this mesh with this skin. Raises UserError for a texture `features` of another size than its own."""
+        if features.shape != self.texture.shape:
+            raise UserError(f"a TexturedMesh of {len(self.texture)} texels a side cannot begin with one of {len(features)}: "
+                            "give both stages the same shape.texture")
         tensors = {"vertices": vertices, "faces": faces, "uv": uv, "corners": corners, "texture": features}
         if self.offsets is not None:
             tensors["offsets"] = torch.zeros_like(vertices)
