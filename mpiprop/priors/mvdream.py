@@ -119,8 +119,8 @@ class Aimed(Prompts):
     def __call__(self, views: Views) -> Condition:
         """The texts and the cameras of views, the latter with every text; raises UserError where a group is not whole."""
         if len(views) % VIEWS:
-            raise UserError(f"guidance: {VIEWS} adjacent views are denoised together, but {len(views)} are to be; the batch, and "
-                            f"each of its window.shards, needs a multiple of {VIEWS}, drawn with group: {VIEWS}")
+            raise UserError(f"guidance: {VIEWS} adjacent views are denoised together, and there are {len(views)}; the batch, "
+                            f"and each of its window.shards, needs a multiple of {VIEWS}, drawn with group: {VIEWS}")
         told = super().__call__(views)
         camera = camera_labels(views.c2w).to(told.text.device)
         return replace(told, camera=camera.expand(len(told.text), -1, -1))
