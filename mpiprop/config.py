@@ -45,7 +45,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Preview:
-    every_s: float = key("time between previews (s); 0: none", 30.0, lo=0)
+    every_s: float = key("time between previews (s), beside one at each stage's end; 0: none", 30.0, lo=0)
     size: int = key("height and width of a view (pixels)", 128, lo=1)
     views: int = key("views side by side", 4, lo=1)
 

@@ -65,9 +65,9 @@ class Reporter:
         self.clock, self.spent = now, Counter()
 
     def show(self, window: Window) -> None:
-        """A preview of `window`, if one is due."""
+        """A preview of `window`, if one is due; the stage's end is always shown."""
         every_s = self.run.preview.every_s
-        if every_s and perf_counter() - self.shown > every_s:
+        if every_s and (perf_counter() - self.shown > every_s or window.x.tau == self.stage.T):
             picture = results.preview(self.run, self.stage, window.x.theta, window.x.tau, self.folder)
             if self.board:
                 self.board.add_image("preview", picture, window.x.tau, dataformats="HWC")

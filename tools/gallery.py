@@ -12,14 +12,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
+import torch
+from torch import Tensor
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from mpiprop import config  # noqa: E402  (from this checkout)
+from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture  # noqa: E402
+from mpiprop.export.pictures import contact_sheet  # noqa: E402
+
 METHODS = {"sequential": ["window.size=1"], "window 7": ["window.size=7"]}
-LEAN = ["preview.every_s=0", "turntable.frames=2", "mesh.resolution=48"]
+PREVIEW = 96  # pixels
+LEAN = [f"preview={{every_s: 1.0e9, size: {PREVIEW}}}", "turntable.frames=2", "mesh.resolution=48", "mesh.texture=0"]  # previews of stages' ends
 
 
 def choose(n: int) -> list[tuple[str, bool]]:
@@ -35,10 +45,10 @@ def choose(n: int) -> list[tuple[str, bool]]:
     return chosen
 
 
-def run(config: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
+def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
     """The folder of one finished run, in one thread. Raises where the folder holds a run of another configuration."""
     folder = out / method.replace(" ", "") / prompt.replace(" ", "-")
-    command = [sys.executable, "-m", "mpiprop", "run", config, f"prompt={prompt}", *METHODS[method], *LEAN, *overrides,
+    command = [sys.executable, "-m", "mpiprop", "run", name, f"prompt={prompt}", *METHODS[method], *LEAN, *overrides,
                "--out", str(folder), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # one that is done says so at once
@@ -54,10 +64,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
-
-    from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture
-    from mpiprop.export.pictures import contact_sheet
-    import torch
 
     prompts = choose(args.prompts)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -94,6 +100,17 @@ def main() -> None:
                     [*views[prompt, "sequential"][::2], *views[prompt, "window 7"][::2]]) for prompt, new in prompts],
                   args.out / "sheet.png")
     print(args.out / "sheet.png")
+    if len(stages := [stage.name for stage in config.load(args.config).stages]) > 1:
+        rows = [(f"{prompt}: {', '.join(stages)}",
+                 [view for stage in stages for view in _end(folders[prompt, "window 7"], stage)]) for prompt, _ in prompts]
+        contact_sheet(rows, args.out / "stages.png")
+        print(args.out / "stages.png")
+
+
+def _end(folder: Path, stage: str) -> Sequence[Tensor]:
+    """Views of a run as a stage left it."""
+    (preview,) = (folder / "previews").glob(f"{stage}-*.png")
+    return picture(preview).split(PREVIEW, dim=1)
 
 
 if __name__ == "__main__":
