@@ -194,7 +194,9 @@ def test_the_losses_gradients_are_their_finite_differences(name: str, part: str)
 
 def test_weights_are_schedules_and_what_is_wanted_must_be_there() -> None:
     likeness = Likeness(reference(), rgb=[[0, 0], [10, 2]], mask=0.0)
-    assert likeness(picture(), VIEWS, 0, Streams(0, 0))[0] == 0
+    rgb = picture().rgb.requires_grad_()
+    likeness(picture(rgb=rgb), VIEWS, 0, Streams(0, 0))[0].backward()
+    assert not rgb.grad.any()
     whole, told = likeness(picture(), VIEWS, 5, Streams(0, 5))
     assert whole.item() == pytest.approx(told["rgb"]) and "mask" not in told
     with pytest.raises(UserError, match=r"depth_rel: there is no picture of it beside the image \(NAME_depth.png for"):
