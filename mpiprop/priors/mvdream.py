@@ -99,13 +99,6 @@ class MVDream(Latent):
         """The last hidden states [V, N, E] of the CLIP text encoder."""
         return clip_text(self, strings)
 
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
-        """The predicted noise [B, C, h, w] float32 in groups of four adjacent views, at cameras [B, 16]."""
-        if len(x_t) % VIEWS:
-            raise UserError(f"MVDream makes {VIEWS} views at once: a batch, and each of its window.shards, needs a multiple of "
-                            f"{VIEWS}, in views.samplers:Random with group: {VIEWS}")
-        return super().eps(x_t, t, text, image, camera)
-
 
 class Cameras(Plain):
     """For MVDream: the same text for every view, and each view's camera.
@@ -124,7 +117,10 @@ class Aimed(Prompts):
     """Encoded prompts, with the camera of each view."""
 
     def __call__(self, views: Views) -> Condition:
-        """The texts and the cameras of views, the latter with every text."""
+        """The texts and the cameras of views, the latter with every text; raises UserError where a group is not whole."""
+        if len(views) % VIEWS:
+            raise UserError(f"guidance: {VIEWS} adjacent views are denoised together, and there are {len(views)}; the batch, "
+                            f"and each of its window.shards, needs a multiple of {VIEWS}, drawn with group: {VIEWS}")
         told = super().__call__(views)
         camera = camera_labels(views.c2w).to(told.text.device)
         return replace(told, camera=camera.expand(len(told.text), -1, -1))
