@@ -17,11 +17,12 @@ import yaml
 from PIL import Image as Pil
 
 from mpiprop import app, photograph
-from mpiprop.config import CONFIGS, Picture
+from mpiprop.config import CONFIGS, Picture, load
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.guidance.penalties import PENALTIES
 from mpiprop.guidance.reference import Likeness
+from mpiprop.recipe import Stage
 from mpiprop.render.volume import Volume
 from mpiprop.shapes.hashgrid import HashGrid
 from mpiprop.shapes.materials import Diffuse
@@ -193,7 +194,9 @@ def test_the_losses_gradients_are_their_finite_differences(name: str, part: str)
 
 def test_weights_are_schedules_and_what_is_wanted_must_be_there() -> None:
     likeness = Likeness(reference(), rgb=[[0, 0], [10, 2]], mask=0.0)
-    assert likeness(picture(), VIEWS, 0, Streams(0, 0))[0] == 0
+    rgb = picture().rgb.requires_grad_()
+    likeness(picture(rgb=rgb), VIEWS, 0, Streams(0, 0))[0].backward()
+    assert not rgb.grad.any()
     whole, told = likeness(picture(), VIEWS, 5, Streams(0, 5))
     assert whole.item() == pytest.approx(told["rgb"]) and "mask" not in told
     with pytest.raises(UserError, match=r"depth_rel: there is no picture of it beside the image \(NAME_depth.png for"):
@@ -355,3 +358,16 @@ def test_a_picture_of_the_corpus_is_where_the_camera_sees_it(tmp_path: Path, mon
     inside = torch.stack([solid((origins + t * directions).transpose(0, 1).reshape(3, -1)) for solid, _ in OBJECTS["duck"]])
     hit = (inside.amin(0).view(300, -1) < 0).any(0).view(48, 48)
     assert 100 < int(hit.sum()) < 1500 and float((hit.float() - alpha).abs().mean()) < 0.02
+
+
+def test_the_configuration_is_zero_1_to_3s() -> None:
+    run = load("zero123", ["image=photo.png"])
+    stage = Stage(run, 0, torch.device("cpu"))
+    assert stage.scene.layout.D == 12_612_464 and run.subject == "photo" and not run.reads_prompt
+    sizes = {tau: [(len(views), *views.size) for views in (each(tau, Streams(0, tau)) for each in stage.views)]
+             for tau in (0, 599, 600, 900)}
+    assert sizes[0] == sizes[599] == [(16, 64, 64), (1, 128, 128)]
+    assert sizes[600] == [(16, 128, 128), (1, 256, 256)] and sizes[900] == [(10, 256, 256), (1, 512, 512)]
+    novel = stage.views[0](3, Streams(0, 3))
+    torch.testing.assert_close(novel.c2w[:, :3, 3].norm(dim=1), torch.full((16,), 3.8))
+    assert radians(-10) <= novel.elevation.min() and novel.elevation.max() <= radians(80) and not novel.unlit

@@ -183,7 +183,7 @@ def test_neither_gradient_enters_the_other(folders):
 
 
 def test_what_cannot_be_adapted_is_refused():
-    with pytest.raises(UserError, match="a prior with a network to adapt"):
+    with pytest.raises(UserError, match="a prior of text with a network to adapt"):
         Lora(ClosedForm("cpu"), Streams(0, 0))
     with pytest.raises(UserError, match="class labels"):
         _shapes(SD21 | {"class_embed_type": "timestep"}, 4)

@@ -44,7 +44,8 @@ class Likeness:
         weights = {name: weight for name, schedule in self.weights.items() if (weight := at(schedule, tau))}
         losses = {name: LOSSES[name](image, views, picture, self.mask(picture)) for name in weights}
         numbers = {name: loss.item() for name, loss in losses.items()} | {"psnr": psnr(image, picture)}
-        return sum(weights[name] * loss for name, loss in losses.items()), numbers
+        nothing = 0 * image.rgb.sum()  # where every weight is 0: of the image all the same
+        return sum((weights[name] * loss for name, loss in losses.items()), nothing), numbers
 
     def at(self, size: int, device: torch.device) -> Reference:
         """The picture with so many pixels a side."""
