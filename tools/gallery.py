@@ -81,7 +81,8 @@ def main() -> None:
     speed = {}
     for (prompt, method), folder in folders.items():
         slides = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        speed[prompt, method] = slides[-1]["tau"] / len(slides), sum(s["evaluations"] for s in slides) / slides[-1]["tau"]
+        T = sum(slide["stride"] for slide in slides)  # of all stages
+        speed[prompt, method] = T / len(slides), sum(slide["evaluations"] for slide in slides) / T
 
     print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | T/K | evaluations "
           "a step |\n|---|---|---|---|---|---|---|---|")
