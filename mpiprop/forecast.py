@@ -92,10 +92,11 @@ def _basis(args: Namespace, stage: Stage, work: Work) -> Basis:
     costs = basis.costs
     costs = replace(costs, evaluate=args.evaluate or costs.evaluate, rollout=args.rollout or costs.rollout,
                     byte=1e-9 / args.bandwidth if args.bandwidth else costs.byte)
+    grows = ("the cloud stays as large as it begins: Gaussians that come on the way cost more",) if stage.scene.layout.N else ()
     speed = f"messages at {1e-9 / costs.byte:.3g} GB/s (--bandwidth)" if costs.byte else "messages that cost no time"
     return replace(basis, costs=costs, assumed=(
         f"{costs.evaluate:.3g} s for {work.part(1)} views on one device; {costs.rollout:.2g} s for an optimiser step; {speed}",
-        *basis.assumed,
+        *basis.assumed, *grows,
         f"{costs.fixed:.0%} of an evaluation does not depend on the number of views (--fixed), the rest is proportional to it",
         *ALWAYS))
 

@@ -61,7 +61,9 @@ class Stage:
 
         def refresh(theta: Theta, tau: int) -> Theta:
             return self.scene.refresh(theta, tau, Streams(self.run.seed, tau).of(f"{self.name}/riding"))
-        streams = (lambda tau: Streams(self.run.seed, tau).of(f"{self.name}/structure"))
+
+        def streams(tau: int) -> Streams:
+            return Streams(self.run.seed, tau).of(f"{self.name}/structure")
         return Rollout(optimiser, refresh, self.scene.shape.structure(streams))
 
     def begin(self, previous: "Stage", theta: Theta, say: Callable[[str], None]) -> Theta:

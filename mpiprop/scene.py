@@ -4,6 +4,7 @@ Letters: N points, D trained numbers, L = D + the numbers that ride along. The p
 their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -89,7 +90,7 @@ class Scene:
         merge = self.lora is not None and self.lora.due(tau)
         if not merge and not self.shape.due(tau):
             return theta
-        fresh = Theta(theta.flat.clone(), theta.layout)
+        fresh = replace(theta, flat=theta.flat.clone())
         if merge:
             lanes = fresh.flat[theta.layout.groups["lora"]].view(len(self.lora.lanes), -1)
             lanes.copy_(lanes.mean(0))

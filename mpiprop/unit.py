@@ -71,7 +71,7 @@ class ComputationUnit:
         return Drift(self.scene.grad, scalars, perf_counter() - start)
 
     def _refuse_non_finite(self, tau: int, scalars: Mapping[str, float]) -> None:
-        grad = self.scene.grad
+        grad = self.scene.grad[:self.scene.layout.D]
         if all(isfinite(bound) for bound in torch.stack(grad.aminmax()).tolist()):
             return
         where = self.scene.layout.name_at(int((~grad.isfinite()).nonzero()[0]))
