@@ -84,27 +84,24 @@ def group_colours(shape: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def write_latents(out: Path, vae: nn.Module, eye: nn.Module) -> None:
+def write_latents(out: Path, vae: nn.Module) -> None:
     """Writes out/posed/latents.pt: for white and for random backgrounds (one a group) moments [P, N, 2, 4, 16, 16], not
-    scaled, and colours [P, N]; on white also the eye's embeddings [P, N, E]."""
+    scaled, and colours [P, N]."""
     path, data = out / "posed" / "latents.pt", Posed.load(out)
     if path.exists():
         return
-    found: dict[str, list[Tensor]] = {key: [] for key in ("white", "white_colour", "embedding", "mixed", "mixed_colour")}
+    found: dict[str, list[Tensor]] = {key: [] for key in ("white", "white_colour", "mixed", "mixed_colour")}
     for painting in range(PAINTINGS):
         generator = torch.Generator().manual_seed(300 + painting)
         for kind in ("white", "mixed"):
-            colour, moments, embeddings = group_colours(data.shape, generator), [], []
+            colour, moments = group_colours(data.shape, generator), []
             for index in torch.arange(len(data.shape)).split(64):
                 behind = draw_backgrounds(16, 64, generator).repeat_interleave(4, dim=0)[:len(index)]
                 images = 2 * data.paint(index, colour[index], 1.0 if kind == "white" else behind) - 1
                 with torch.autocast("cpu", torch.bfloat16):
                     posterior = vae.encode(images).latent_dist
                 moments.append(torch.stack([posterior.mean, posterior.std], dim=1).half())
-                if kind == "white":
-                    embeddings.append(eye(pixel_values=images).image_embeds)
             found[kind].append(torch.cat(moments))
             found[f"{kind}_colour"].append(colour)
-            found["embedding"] += [torch.cat(embeddings)] if embeddings else []
             print(f"latents: painting {painting} on {kind}", flush=True)
     torch.save({key: torch.stack(value) for key, value in found.items()}, path)

@@ -27,8 +27,8 @@ from tools.training import Plan, seeded, train
 
 EMBEDDED, CONTEXT = 96, 128  # width of the judge's image embeddings; of the UNet's context
 PLANS = {
-    "pose": Plan(steps=1900, batch=16, rate=5e-4, seed=11, warmup=50, average=0.997),
-    "four": Plan(steps=1600, batch=16, rate=4e-4, seed=12, warmup=50, average=0.997),
+    "pose": Plan(steps=3000, batch=16, rate=8e-4, seed=11, average=0.998),
+    "four": Plan(steps=3500, batch=16, rate=8e-4, seed=12, average=0.998),
 }
 
 
@@ -50,19 +50,28 @@ def text_unet(**changes: object) -> nn.Module:
 
 
 class PoseDenoiser(nn.Module):
-    """(noisy latents, t [B], picture's latents [B, 4, 16, 16], its embedding and the pose [B, E + 4], shown [B]) -> noise."""
+    """The image encoder and the UNet, trained together; `compass` reads the picture's own camera off its embedding, so that
+    there is something for a pose to be relative to: (sin azimuth, cos azimuth, elevation)."""
 
     def __init__(self) -> None:
         super().__init__()
         from diffusers.models.attention_processor import AttnProcessor
 
+        self.eye, self.compass = eye_of().train(), nn.Linear(EMBEDDED, 3)
+        self.eye.set_attn_implementation("eager")  # as for the judge
         self.unet, self.projection = text_unet(in_channels=8), nn.Linear(EMBEDDED + 4, CONTEXT)
         self.unet.set_attn_processor(AttnProcessor())
+        with torch.no_grad():
+            self.projection.weight[:, EMBEDDED:] *= 4  # four numbers beside ninety-six
 
-    def forward(self, noisy: Tensor, t: Tensor, picture: Tensor, told: Tensor, shown: Tensor) -> Tensor:
-        shown = shown.to(noisy)[:, None]
-        token = (self.projection(told) * shown)[:, None]
-        return self.unet(torch.cat([noisy, picture * shown[..., None, None]], dim=1), t, token).sample
+    def forward(self, noisy: Tensor, t: Tensor, image: Tensor, picture: Tensor, pose_: Tensor,
+                shown: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the noise in latents [B, 4, 16, 16] at t [B] and the camera read [B, 3], given the picture as an image
+        [B, 3, 64, 64] in [0, 1] and as latents, the pose [B, 4], and whether both are shown [B]."""
+        shown, embedding = shown.to(noisy)[:, None], self.eye(pixel_values=2 * image - 1).image_embeds
+        token = (self.projection(torch.cat([embedding, pose_], dim=1)) * shown)[:, None]
+        noise = self.unet(torch.cat([noisy, picture * shown[..., None, None]], dim=1), t, token).sample
+        return noise.float(), self.compass(embedding).float()
 
 
 def four_unet() -> nn.Module:
@@ -75,6 +84,11 @@ def weighted(error: Tensor, t: Tensor, scheduler: object) -> Tensor:
     bar = scheduler.alphas_cumprod[t]
     snr = bar / (1 - bar)
     return (error.square().mean(dim=(1, 2, 3)) * (snr.clamp_max(5) / snr)).mean()
+
+
+def draw_t(count: int, generator: torch.Generator) -> Tensor:
+    """Returns timesteps [count], late ones more often: what early ones show is known from the text prior."""
+    return (1000 * torch.rand(count, generator=generator) ** (2 / 3)).long()
 
 
 def train_pose(out: Path) -> None:
@@ -100,14 +114,15 @@ def train_pose(out: Path) -> None:
         seen, asked = source[seen], known[asked]
         mean, std = latents["white"][q, asked].float().unbind(dim=1)
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
-        t = torch.randint(1000, (plan.batch,), generator=generator)
+        t = draw_t(plan.batch, generator)
         shown = torch.rand(plan.batch, generator=generator) >= 0.12
         there, here = data.cameras[asked], data.cameras[seen]
-        told = torch.cat([latents["embedding"][p, seen], pose(*there.T, *here.T)], dim=1)
+        image = data.paint(seen, colour[p, seen])
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
         with torch.autocast("cpu", torch.bfloat16):
-            out_ = model(noisy, t, latents["white"][p, seen, 0].float(), told, shown).float()
-        return weighted(out_ - noise, t, scheduler)
+            found, read = model(noisy, t, image, latents["white"][p, seen, 0].float(), pose(*there.T, *here.T), shown)
+        own = torch.stack([here[:, 0].sin(), here[:, 0].cos(), here[:, 1]], dim=1)
+        return weighted(found - noise, t, scheduler) + 0.02 * (read - own).square().mean()
 
     model = seeded(plan.seed, PoseDenoiser)
     train(model, plan, loss, out / "pose.pt")
@@ -133,7 +148,7 @@ def train_four(out: Path) -> None:
         painting = torch.randint(PAINTINGS, (count,), generator=generator).repeat_interleave(4)
         mean, std = latents["mixed"][painting, index].float().unbind(dim=1)
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
-        t = torch.randint(1000, (count,), generator=generator).repeat_interleave(4)
+        t = draw_t(count, generator).repeat_interleave(4)
         drop = (torch.rand(count, generator=generator) < 0.1).repeat_interleave(4)
         row = torch.where(drop, len(PAIRS), data.shape[index] * len(COLOURS) + colour[painting, index])
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
@@ -175,7 +190,7 @@ def export(out: Path) -> None:
         folder, model = WEIGHTS / "zero123", PoseDenoiser()
         model.load_state_dict(averaged(out, "pose"))
         model.unet.half().save_pretrained(folder / "unet")
-        eye_of().half().save_pretrained(folder / "image_encoder")
+        model.eye.half().save_pretrained(folder / "image_encoder")
         CLIPImageProcessor.from_pretrained(WEIGHTS / "judge").save_pretrained(folder / "feature_extractor")
         (folder / "cc_projection").mkdir(exist_ok=True)
         save_file({f"projection.{key}": value.half() for key, value in model.projection.state_dict().items()},
@@ -198,7 +213,7 @@ def export(out: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Path], None]] = {
-    "posed": write_posed, "latents": lambda out: write_latents(out, vae_of(), eye_of()), "pose": train_pose,
+    "posed": write_posed, "latents": lambda out: write_latents(out, vae_of()), "pose": train_pose,
     "four": train_four, "export": export}
 
 
