@@ -63,7 +63,9 @@ def follow(name: str, overrides: list[str], folder: Path, stop: bool) -> bool:
         stage = Stage(run, index, torch.device("cpu"))
         transport = Serial(stage.unit(stage.embeddings()), lambda: stop and slides(folder) > before + 1)
         try:
-            Drive(run, text, stage, folder, Log(folder), transport, index + 1 == len(run.stages))()
+            drive = Drive(run, text, stage, folder, Log(folder), index + 1 == len(run.stages))
+            drive.begin()
+            drive(transport)
         except Preempted:
             return ended(folder)[0]
     return True
