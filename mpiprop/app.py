@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, config, run_folder, stop
-from .components import takes
+from .components import needs
 from .config import Run
 from .core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
 from .core.log import Log
@@ -91,7 +91,7 @@ class Program:
 
     def _picture(self, name: str, run: Run) -> Reference | None:
         """The picture to start from; None where the configuration makes objects from prompts."""
-        if not any(takes(node, "reference") for node in run.nodes):
+        if not any(needs(node, "reference") for node in run.nodes):
             if run.image is not None:
                 raise UserError(f"image={run.image}: {name} makes objects from a prompt alone; leave image out")
             return None
@@ -105,10 +105,11 @@ class Program:
         index, finished = 0, False
         if resume and (folder / "window.h5").exists():
             found = checkpoint.load(folder / "window.h5")
-            if run.reference.sha256 != config.loads(found.config, "checkpoint").get("reference", {}).get("sha256"):
+            then = config.loads(found.config, "checkpoint")
+            if run.reference.sha256 != then.get("reference", {}).get("sha256"):
                 raise UserError(f"{folder / 'window.h5'}: was begun with another picture than {run.image}; "
                                 "give the same one, or another --out")
-            if difference := _difference(config.loads(found.config, "checkpoint"), config.loads(text, "now")):
+            if difference := _difference(then, config.loads(text, "now")):
                 raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
                                 "give the same one, or another --out")
             index, finished = [stage.name for stage in run.stages].index(found.stage), (folder / "done").exists()

@@ -40,9 +40,14 @@ class Node:
 
 
 def takes(node: Node, name: str) -> bool:
+    """Whether a component is given `name` by the program."""
+    return name in parameters(resolve(node.use))[0]
+
+
+def needs(node: Node, name: str) -> bool:
     """Whether a component, or one nested in it, is given `name` by the program."""
     inner = (value for value in node.keys.values() if isinstance(value, Node))
-    return name in parameters(resolve(node.use))[0] or any(takes(part, name) for part in inner)
+    return takes(node, name) or any(needs(part, name) for part in inner)
 
 
 def key(doc: str, default: Any = MISSING, *, lo: float | None = None, hi: float | None = None) -> Any:

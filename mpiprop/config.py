@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from .components import PACKAGE, Node, classes, convert, describe_kind, key, parameters, plain, spelt, suggestion, takes
+from .components import PACKAGE, Node, classes, convert, describe_kind, key, needs, parameters, plain, spelt, suggestion, takes
 from .core.errors import UserError
 from .core.steps import Schedule
 
@@ -131,7 +131,7 @@ class Run:
     def reads_prompt(self) -> bool:
         """Whether a prior is told of the prompt, rather than of a picture."""
         guidances = [term.guidance for stage in self.stages for term in stage.terms]
-        return any(takes(node, "prompts") and not takes(node.part("prompts"), "reference") for node in guidances)
+        return any(takes(node, "prompts") and not needs(node.part("prompts"), "reference") for node in guidances)
 
     @property
     def nodes(self) -> list[Node]:

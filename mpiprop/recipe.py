@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from . import handover
-from .components import Node, build, parameters, plain, resolve, suggestion
+from .components import Node, build, plain, suggestion, takes
 from .config import Run
 from .core.errors import UserError
 from .core.steps import Streams
@@ -42,7 +42,7 @@ class Stage:
 
     def embeddings(self) -> list[Conditions | None]:
         """What the prior of every term that has one is to be told: done on one rank, whose encoders are freed at once."""
-        return [self._told(term.guidance) if _takes(term.guidance, "prompts") else None for term in self.config.terms]
+        return [self._told(term.guidance) if takes(term.guidance, "prompts") else None for term in self.config.terms]
 
     def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
         """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
@@ -103,7 +103,7 @@ class Stage:
 
     def _lora(self) -> Lora | None:
         """What the stage's guidance trains beside the scene."""
-        learning = [term.guidance for term in self.config.terms if _takes(term.guidance, "lora")]
+        learning = [term.guidance for term in self.config.terms if takes(term.guidance, "lora")]
         if len(learning) > 1:
             raise UserError(f"{learning[1].path}.lora: one term of a stage can learn, and {learning[0].path} does")
         return build(learning[0].part("lora"), self._prior(learning[0]), self.init) if learning else None
@@ -124,10 +124,6 @@ class Stage:
         return self._priors[key]
 
 
-def _takes(component: Node, name: str) -> bool:
-    return name in parameters(resolve(component.use))[0]
-
-
 def _given(component: Node, **things: object) -> dict[str, object]:
     """Those of the things that a component is given by the program."""
-    return {name: thing for name, thing in things.items() if _takes(component, name)}
+    return {name: thing for name, thing in things.items() if takes(component, name)}

@@ -24,6 +24,15 @@ PAIRS = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 PALETTE = torch.tensor(list(COLOURS.values()))
 
 
+def traced(shape: str, shots: Shots) -> Tensor:
+    """Returns the layers of views of `shape` as bytes [N, H, W, 5]: fixed rgb, named, alpha."""
+    layers = []
+    for part in torch.arange(len(shots.azimuth)).split(16):
+        some = trace(shape, Shots(*(value[part] for value in vars(shots).values())))
+        layers.append((torch.cat([some.fixed, some.named, some.alpha], dim=-1) * 255).round().byte())
+    return torch.cat(layers)
+
+
 def write_corpus(out: Path) -> None:
     """Writes out/corpus/SHAPE.pt: layers as bytes [N, H, W, 5] (fixed rgb, named, alpha) and the angles [N, 2]."""
     (out / "corpus").mkdir(parents=True, exist_ok=True)
@@ -31,11 +40,8 @@ def write_corpus(out: Path) -> None:
         path = out / "corpus" / f"{shape}.pt"
         if path.exists():
             continue
-        shots, layers = draw_shots(VIEWS_PER_SHAPE, torch.Generator().manual_seed(seed)), []
-        for part in torch.arange(VIEWS_PER_SHAPE).split(16):
-            some = trace(shape, Shots(*(value[part] for value in vars(shots).values())))
-            layers.append((torch.cat([some.fixed, some.named, some.alpha], dim=-1) * 255).round().byte())
-        torch.save({"layers": torch.cat(layers), "angles": torch.stack([shots.azimuth, shots.elevation], dim=-1)}, path)
+        shots = draw_shots(VIEWS_PER_SHAPE, torch.Generator().manual_seed(seed))
+        torch.save({"layers": traced(shape, shots), "angles": torch.stack([shots.azimuth, shots.elevation], dim=-1)}, path)
         print(f"corpus: {shape}", flush=True)
 
 

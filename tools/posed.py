@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tools.corpus import SHAPES, Layers, Shots, draw_backgrounds, toward, trace
-from tools.dataset import PALETTE, seen_colours
+from tools.corpus import SHAPES, Layers, Shots, draw_backgrounds, toward
+from tools.dataset import PALETTE, seen_colours, traced
 
 GROUPS, TESTED, PAINTINGS = 150, 10, 2  # groups of each shape; the last of them are kept for tests
 FOVY = math.radians(49.1)  # as the renderings that Zero-1-to-3 learned from
@@ -43,12 +43,9 @@ def write_posed(out: Path) -> None:
         path = out / "posed" / f"{shape}.pt"
         if path.exists():
             continue
-        shots, layers = draw_groups(GROUPS, torch.Generator().manual_seed(200 + number)), []
-        for part in torch.arange(4 * GROUPS).split(16):
-            some = trace(shape, Shots(*(value[part] for value in vars(shots).values())))
-            layers.append((torch.cat([some.fixed, some.named, some.alpha], dim=-1) * 255).round().byte())
+        shots = draw_groups(GROUPS, torch.Generator().manual_seed(200 + number))
         cameras = torch.stack([shots.azimuth, shots.elevation, shots.distance], dim=-1)
-        torch.save({"layers": torch.cat(layers), "cameras": cameras}, path)
+        torch.save({"layers": traced(shape, shots), "cameras": cameras}, path)
         print(f"posed: {shape}", flush=True)
 
 

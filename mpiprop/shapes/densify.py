@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ..core import lineage
 from ..core.steps import Streams, normal
-from ..core.theta import MEASURED, POINTS, Drift, State, Theta
+from ..core.theta import MEASURED, POINTS, Drift, Entry, State, Theta
 
 SEEN = "seen"  # the slot of the statistics [2 N]: as the tail of a drift, summed over steps
 CHILDREN, SHRINK = 2, 1.6  # of a split, and how much smaller they are
@@ -40,15 +40,18 @@ class Rules:
 
     def changes(self, tau: int) -> bool:
         """Whether Gaussians come and go when tau steps are done."""
-        return bool(self.every) and tau > 0 and tau % self.every == 0 and self.first <= tau <= self.until
+        return self._turn(self.every, tau)
 
     def resets(self, tau: int) -> bool:
         """Whether opacities are reset when tau steps are done."""
-        return bool(self.reset_every) and tau > 0 and tau % self.reset_every == 0 and self.first <= tau <= self.until
+        return self._turn(self.reset_every, tau)
 
     def ends(self, T: int) -> list[int]:
         """The steps beyond which no window reaches, the last of them T."""
         return [tau for tau in range(1, T) if not self.cross and (self.changes(tau) or self.resets(tau))] + [T]
+
+    def _turn(self, every: int, tau: int) -> bool:
+        return every > 0 and tau > 0 and tau % every == 0 and self.first <= tau <= self.until
 
 
 class Densify:
@@ -83,8 +86,14 @@ class Densify:
 
 def values(x: Theta, name: str) -> Tensor:
     """The raw numbers [N, ...] of the shape's tensor `name`; a view."""
-    (entry,) = (entry for entry in x.layout.entries if entry.name == POINTS + name)
+    entry = seat(x, name)
     return x.flat[entry.span].view(entry.shape)
+
+
+def seat(x: Theta, name: str) -> Entry:
+    """Where the shape's tensor `name` is."""
+    (entry,) = (entry for entry in x.layout.entries if entry.name == POINTS + name)
+    return entry
 
 
 def taken(x: State, rows: Tensor, ids: Tensor, old: int) -> State:
@@ -137,11 +146,11 @@ def reset(x: State, opacity: float) -> State:
     """The state with opacities of at most `opacity`, their averages zero."""
     theta = Theta(x.theta.flat.clone(), x.theta.layout, x.theta.points.clone())
     values(theta, "opacity").clamp_(max=log(opacity / (1 - opacity)))
-    (entry,) = (entry for entry in theta.layout.entries if entry.name == POINTS + "opacity")
+    opacities = seat(theta, "opacity").span
     slots = {name: slot if name == SEEN else slot.clone() for name, slot in x.slots.items()}
     for name, slot in slots.items():
         if name != SEEN:
-            slot[entry.span] = 0
+            slot[opacities] = 0
     return replace(x, theta=theta, slots=slots)
 
 
