@@ -280,6 +280,13 @@ def noised(prior, rgba: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
     return bar.sqrt() * x0 + (1 - bar).sqrt() * eps, eps, t
 
 
+@pytest.mark.parametrize("prior", [Zero123, MVDream])
+def test_a_built_in_model_that_is_not_there_is_told(prior, monkeypatch, tmp_path):
+    monkeypatch.setattr("mpiprop.priors.parts.WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match="no .*does not come with the program yet; make it"):
+        prior("cpu")
+
+
 TRAINED = pytest.mark.skipif(not (WEIGHTS / "zero123").is_dir() or not (WEIGHTS / "mvdream").is_dir(),
                              reason="the built-in models that know cameras are not trained yet")
 
