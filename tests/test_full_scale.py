@@ -5,6 +5,7 @@ import math
 import h5py
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from tiny_models import make
 
 from mpiprop import checkpoint, config
@@ -103,24 +104,40 @@ def test_stages_have_the_published_numbers(name, index):
     assert optimiser["betas"] == (0.9, 0.99) and optimiser["eps"] == 1e-15
 
 
-@pytest.mark.parametrize("name", ["magic3d", "magic3d-sd", "textmesh", "prolificdreamer"])
-def test_systems_of_surfaces_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_path, name):
+SYSTEMS = ("magic3d", "magic3d-sd", "textmesh", "prolificdreamer", "dreamgaussian", "dreamgaussian-image", "zero123",
+           "zero123-gaussians")
+TINY = {"HashGrid": {"log2_table": 10}, "SDF": {"log2_table": 10}, "DMTet": {"log2_table": 10, "resolution": 12},
+        "Gaussians": {"number": 100, "opacity": 0.9, "densify_from": 0, "densify_every": 1, "densify_gradient": 0.001},
+        "TexturedMesh": {"resolution": 12, "texture": 32, "threshold": 0.5}}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_path, name):
     """Two steps of each stage, hand-over included, with small grids, lattices and pictures: all else is the papers'."""
     keys = {"window.size": 2, "preview.every_s": 0, "turntable": "{frames: 1, size: 8}", "mesh": "{resolution: 8, texture: 16}"}
-    stages = config.load(name).stages
-    for i, stage in enumerate(stages):
-        kind = "if" if "DeepFloyd" in stage.terms[0].guidance.part("prior").use else "sd"
+    run = config.load(name)
+    if not run.reads_prompt:
+        keys["image"] = tmp_path / "disc.png"
+        picture = Image.new("RGBA", (40, 40))
+        ImageDraw.Draw(picture).ellipse((8, 4, 30, 35), fill="orange")
+        picture.save(keys["image"])
+    for i, stage in enumerate(run.stages):
+        term, of = f"stages.{i}.terms.0.", stage.terms[0].guidance.part("prior").use
+        kind = "if" if "DeepFloyd" in of else "zero123" if "Zero123" in of else "sd"
         if not (folder := tmp_path / kind).exists():
             make(kind, folder)
-        at, term = f"stages.{i}.", f"stages.{i}.terms.0."
-        keys |= {f"{at}steps": 2, f"{at}shape.log2_table": 10, f"{term}guidance.prior.model": folder,
-                 f"{term}guidance.prior.variant": "null", f"{term}views.batch": 1, f"{term}views.size": 8}
+        keys |= {f"stages.{i}.steps": 2, f"{term}guidance.prior.model": folder, f"{term}guidance.prior.variant": "null",
+                 f"{term}views.batch": 1, f"{term}views.size": 8}
+        keys |= {f"stages.{i}.shape.{key}": value for key, value in TINY[stage.shape.use.partition(":")[2]].items()}
         if stage.shape.keys.get("threshold") == 25.0:  # more than the first blob has, or two steps add
-            keys[f"{at}shape.threshold"] = "auto"
-        keys |= {f"{at}shape.resolution": 12} if "dmtet" in stage.shape.use else {f"{at}render.samples": 32}
+            keys[f"stages.{i}.shape.threshold"] = "auto"
+        if "volume" in stage.render.use:
+            keys[f"stages.{i}.render.samples"] = 32
+        if len(stage.terms) > 1:
+            keys[f"stages.{i}.terms.1.views.size"] = 16
     assert main(name, [f"{key}={value}" for key, value in keys.items()], tmp_path / "run", False) == 0
     found = checkpoint.load(tmp_path / "run" / "window.h5")
-    assert found.stage == stages[-1].name and found.window.x.theta.flat.isfinite().all()
+    assert found.stage == run.stages[-1].name and found.window.x.theta.flat.isfinite().all()
     names = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(names)) == [f'{{"stage": "{stage.name}"' for stage in stages]
+    assert list(dict.fromkeys(names)) == [f'{{"stage": "{stage.name}"' for stage in run.stages]
     assert (tmp_path / "run" / "mesh.glb").exists() and (tmp_path / "run" / "done").exists()

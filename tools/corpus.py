@@ -202,9 +202,18 @@ def still(angles: Tensor, distance: float, fovy: float) -> Shots:
     return Shots(azimuth, elevation, distance * same, fovy * same, centre, toward(azimuth, elevation), 0.425 * same)
 
 
-def main() -> None:
+def photograph(shape: str, colour: str, path: Path, azimuth: float, elevation: float, distance: float, fovy: float,
+               size: int = 256) -> None:
+    """Writes a view of an object as RGBA; angles in degrees."""
     from mpiprop.export.pictures import png
 
+    angles = torch.deg2rad(torch.tensor([[azimuth, elevation]], dtype=torch.float32))
+    layers = trace(shape, still(angles, distance, math.radians(fovy)), size)
+    premultiplied = layers.over(torch.tensor([COLOURS[colour]]), torch.zeros(3))
+    png(torch.cat([premultiplied / layers.alpha.clamp_min(1e-6), layers.alpha], -1)[0], path)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.corpus", description="A view of an object, as RGBA.")
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("colour", choices=COLOURS)
@@ -213,10 +222,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--size", type=int, default=256)
     args = parser.parse_args()
-    angles = torch.deg2rad(torch.tensor([[args.azimuth, args.elevation]]))
-    layers = trace(args.shape, still(angles, args.distance, math.radians(args.fovy)), args.size)
-    premultiplied = layers.over(torch.tensor([COLOURS[args.colour]]), torch.zeros(3))
-    png(torch.cat([premultiplied / layers.alpha.clamp_min(1e-6), layers.alpha], -1)[0], args.out)
+    photograph(args.shape, args.colour, args.out, args.azimuth, args.elevation, args.distance, args.fovy, args.size)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@
     tools/gallery.py --out runs/gallery [--config demo] [--prompts 24] [--jobs 2] [key=value ...]
 
 Two thirds of the prompts are pairs of colour and shape that the built-in prior was trained on, one third are pairs held out.
-Runs that are done are kept, unfinished ones resumed: it can be stopped and started again.
+A configuration that starts from a picture is shown one of each prompt's object, taken from --azimuth, and what it makes is also
+compared with the true object, all around. Runs that are done are kept, unfinished ones resumed: it can be stopped and started
+again.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,8 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mpiprop import config  # noqa: E402  (from this checkout)
+from mpiprop.components import build  # noqa: E402
 from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture  # noqa: E402
 from mpiprop.export.pictures import contact_sheet  # noqa: E402
+from tools.corpus import photograph  # noqa: E402
+from tools.measure_novel import psnr, true_views  # noqa: E402
 
 METHODS = {"sequential": ["window.size=1"], "window 7": ["window.size=7"]}
 PREVIEW = 96  # pixels
@@ -46,11 +52,22 @@ def choose(n: int) -> list[tuple[str, bool]]:
     return chosen
 
 
+def pictured(run: config.Run, prompt: str, azimuth: float, out: Path) -> list[str]:
+    """Overrides that show a run a picture of the prompt's object, which is made where there is none."""
+    if run.reads_prompt:
+        return [f"prompt={prompt}"]
+    _, colour, shape = prompt.split()
+    path, told = out / f"{colour}-{shape}.png", run.reference
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        photograph(shape, colour, path, azimuth, told.elevation_deg, told.distance, told.fovy_deg)
+    return [f"image={path}", "reference.fill=0"]
+
+
 def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
     """The folder of one finished run, in one thread. Raises where the folder holds a run of another configuration."""
     folder = out / method.replace(" ", "") / prompt.replace(" ", "-")
-    command = [sys.executable, "-m", "mpiprop", "run", name, f"prompt={prompt}", *METHODS[method], *LEAN, *overrides,
-               "--out", str(folder), "--resume"]
+    command = [sys.executable, "-m", "mpiprop", "run", name, *METHODS[method], *LEAN, *overrides, "--out", str(folder), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # one that is done says so at once
     print(f"{method}: {prompt}", flush=True)
@@ -62,13 +79,15 @@ def main() -> None:
     parser.add_argument("--config", default="demo")
     parser.add_argument("--prompts", type=int, default=24, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--azimuth", type=float, default=30, help="of pictures to start from (degrees)")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
 
-    prompts = choose(args.prompts)
+    prompts, configured = choose(args.prompts), config.load(args.config)
     with ThreadPoolExecutor(args.jobs) as pool:
-        made = {(prompt, method): pool.submit(run, args.config, prompt, method, args.out, args.overrides)
+        made = {(prompt, method): pool.submit(run, args.config, prompt, method, args.out, [
+                    *pictured(configured, prompt, args.azimuth, args.out), *args.overrides])
                 for prompt, _ in prompts for method in METHODS}
         folders = {key: future.result() for key, future in made.items()}
 
@@ -102,11 +121,34 @@ def main() -> None:
                     [*views[prompt, "sequential"][::2], *views[prompt, "window 7"][::2]]) for prompt, new in prompts],
                   args.out / "sheet.png")
     print(args.out / "sheet.png")
-    if len(stages := [stage.name for stage in config.load(args.config).stages]) > 1:
+    if not configured.reads_prompt:
+        novel(configured, [prompt for prompt, _ in prompts], views, math.radians(args.azimuth), args.out)
+    if len(stages := [stage.name for stage in configured.stages]) > 1:
         rows = [(f"{prompt}: {', '.join(stages)}",
                  [view for stage in stages for view in _end(folders[prompt, "window 7"], stage)]) for prompt, _ in prompts]
         contact_sheet(rows, args.out / "stages.png")
         print(args.out / "stages.png")
+
+
+def novel(run: config.Run, prompts: list[str], views: dict[tuple[str, str], Tensor], azimuth: float, out: Path) -> None:
+    """Prints the table of PSNR (dB) against the true objects and writes out/novel.png; `azimuth` (rad) of the pictures."""
+    cameras, rows, means = build(run.stages[-1].terms[0].views), [], {method: [] for method in METHODS}
+    print("\n| prompt | all around, sequential | window 7 | the picture's side | window 7 | behind | window 7 |\n"
+          "|---|---|---|---|---|---|---|")
+    for prompt in prompts:
+        _, colour, shape = prompt.split()
+        n, size = views[prompt, "sequential"].shape[:2]
+        true = true_views(shape, colour, cameras, azimuth, n, size)
+        found = [psnr(views[prompt, method], true) for method in METHODS]
+        parts = zip(*((each.mean(), each[0], each[n // 2]) for each in found))
+        print(f"| {prompt} | " + " | ".join(f"{value:.1f}" for part in parts for value in part) + " |")
+        for method, each in zip(METHODS, found):
+            means[method].append(float(each.mean()))
+        rows.append((f"{prompt}: true, sequential, window 7",
+                     [*true[::2], *views[prompt, "sequential"][::2], *views[prompt, "window 7"][::2]]))
+    print("mean, dB: " + ", ".join(f"{method} {fmean(values):.2f}" for method, values in means.items()))
+    contact_sheet(rows, out / "novel.png")
+    print(out / "novel.png")
 
 
 def _end(folder: Path, stage: str) -> Sequence[Tensor]:

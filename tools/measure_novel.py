@@ -35,6 +35,11 @@ def true_views(shape: str, colour: str, cameras: Random, azimuth: float, n: int,
     return render(shape, colour, shots, torch.ones(n, 3), size)[0].clamp(0, 1)
 
 
+def psnr(made: Tensor, true: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio [n] (dB) of views [n, H, W, 3]."""
+    return -10 * (made - true).square().flatten(1).mean(1).log10()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
@@ -49,7 +54,7 @@ def main() -> None:
     made = torch.stack([picture(path) for path in files])
     cameras = build(run.stages[-1].terms[0].views)
     true = true_views(args.shape, args.colour, cameras, math.radians(args.azimuth), len(made), made.shape[1])
-    decibels = -10 * (made - true).square().flatten(1).mean(1).log10()
+    decibels = psnr(made, true)
     for i, value in enumerate(decibels.tolist()):
         print(f"azimuth {360 * i / len(made):5.1f}: {value:.2f} dB")
     back = decibels[len(made) // 2]
