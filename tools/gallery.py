@@ -67,7 +67,8 @@ def pictured(run: config.Run, prompt: str, azimuth: float, out: Path) -> list[st
 def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
     """The folder of one finished run, in one thread. Raises where the folder holds a run of another configuration."""
     folder = out / method.replace(" ", "") / prompt.replace(" ", "-")
-    command = [sys.executable, "-m", "mpiprop", "run", name, *METHODS[method], *LEAN, *overrides, "--out", str(folder), "--resume"]
+    command = [sys.executable, "-m", "mpiprop", "run", name, *METHODS[method], *LEAN, *overrides,
+               "--out", str(folder), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # one that is done says so at once
     print(f"{method}: {prompt}", flush=True)
