@@ -82,7 +82,9 @@ class Drive:
         else:
             then = config.parse(config.loads(found.config, "checkpoint"), str(path))
             index = [one.name for one in then.stages].index(found.stage)
-            theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta, self.log.say)
+            before = Stage(then, index, stage.device)
+            theta = stage.begin(before, found.window.x.theta, self.log.say)
+            results.cloud(before, found.window.x.theta, self.folder)  # what comes now may be none
             self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
         stage.scene.load(theta, 0)
         D, L = theta.layout.D, theta.layout.L

@@ -52,11 +52,19 @@ def likeness(stage: Stage, theta: Theta, reference: Reference, size: int) -> tup
     return pair.cpu(), psnr(image, picture)
 
 
+def cloud(stage: Stage, theta: Theta, folder: Path) -> bool:
+    """Writes cloud.ply if theta_T is a cloud of Gaussians; whether it is."""
+    from .export.files import write_cloud
+
+    if rows := stage.scene.load(theta, stage.T).cloud():
+        write_cloud(rows, folder / "cloud.ply")
+    return rows is not None
+
+
 def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:
     """All results of a finished run, and `done` last of all."""
     from . import report
     from .export.files import write as write_mesh
-    from .export.files import write_cloud
     from .export.mesh import extract
     from .export.pictures import film, has_ffmpeg, png
 
@@ -73,8 +81,7 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     if has_ffmpeg():
         film(turn, folder / "turntable.mp4", run.turntable.fps)
     stay()
-    if rows := stage.scene.load(theta, stage.T).cloud():
-        write_cloud(rows, folder / "cloud.ply")
+    gaussians = cloud(stage, theta, folder)
     try:
         mesh = extract(stage.scene.load(theta, stage.T), say=log.say, **asdict(run.mesh))
     except RunError as error:  # the run is done all the same
@@ -83,5 +90,5 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
         write_mesh(mesh, folder / "mesh.glb")
     report.write([report.RunSummary.read(folder)], folder / "report.html")
     (folder / "done").write_text("")
-    solid = folder / ("cloud.ply" if rows else "mesh.glb")
+    solid = folder / ("cloud.ply" if gaussians else "mesh.glb")
     log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {solid}")

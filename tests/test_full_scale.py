@@ -141,3 +141,4 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
     names = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(names)) == [f'{{"stage": "{stage.name}"' for stage in run.stages]
     assert (tmp_path / "run" / "mesh.glb").exists() and (tmp_path / "run" / "done").exists()
+    assert (tmp_path / "run" / "cloud.ply").exists() == run.stages[0].shape.use.endswith("Gaussians")

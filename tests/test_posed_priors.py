@@ -17,7 +17,6 @@ from mpiprop.guidance.sds import SDS
 from mpiprop.priors.diffusion import StableDiffusion
 from mpiprop.priors.lora import Lora
 from mpiprop.priors.mvdream import Cameras, Joined, MVDream
-from mpiprop.priors.parts import WEIGHTS
 from mpiprop.priors.prompts import Plain, Prompts
 from mpiprop.priors.zero123 import FromPicture, Zero123
 from mpiprop.recipe import Stage
@@ -280,18 +279,6 @@ def noised(prior, rgba: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
     return bar.sqrt() * x0 + (1 - bar).sqrt() * eps, eps, t
 
 
-@pytest.mark.parametrize("prior", [Zero123, MVDream])
-def test_a_built_in_model_that_is_not_there_is_told(prior, monkeypatch, tmp_path):
-    monkeypatch.setattr("mpiprop.priors.parts.WEIGHTS", tmp_path)
-    with pytest.raises(UserError, match="no .*does not come with the program yet; make it"):
-        prior("cpu")
-
-
-TRAINED = pytest.mark.skipif(not (WEIGHTS / "zero123").is_dir() or not (WEIGHTS / "mvdream").is_dir(),
-                             reason="the built-in models that know cameras are not trained yet")
-
-
-@TRAINED
 def test_the_built_in_pose_model_tells_an_azimuth_from_its_mirror_image():
     """Shown a house's front, it explains true views from the left and the right best by their own poses."""
     prior, azimuth = Zero123("cpu"), torch.tensor([0.0, 0.8, -0.8, 1.6, -1.6])
@@ -304,7 +291,6 @@ def test_the_built_in_pose_model_tells_an_azimuth_from_its_mirror_image():
     assert own[1:].mean() < 0.9 * other[1:].mean() and own.mean() < 0.9 * blind.mean()
 
 
-@TRAINED
 def test_the_built_in_four_view_model_knows_where_its_cameras_are():
     """It explains four true views of a house best by their own cameras and words."""
     prior = MVDream("cpu")

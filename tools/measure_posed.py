@@ -69,6 +69,11 @@ def reference(data: Posed, view: int, colour: int) -> Reference:
     return Reference(azimuth, elevation, distance, FOVY, torch.cat([rgb, alpha], -1))
 
 
+def front(data: Posed, first: int) -> int:
+    """Returns the view of a group that is nearest to the front: the model was shown pictures from the front half."""
+    return first + int(data.cameras[first:first + 4, 0].cos().argmax())
+
+
 def low(data: Posed, shape: int) -> list[int]:
     """Returns the numbers of a shape's test groups by elevation, those in [-5, 40] deg alone."""
     elevation = [math.degrees(data.cameras[tested(shape, n), 1]) for n in range(TESTED)]
@@ -82,7 +87,7 @@ def measure_pose(data: Posed, out: Path, scale: float = 3.0) -> None:
     for number, shape in enumerate(SHAPES):
         colour = list(COLOURS).index(held_out(shape)[number % 2])
         groups = low(data, number)
-        seen = tested(number, groups[0]) + number % 4
+        seen = front(data, tested(number, groups[0]))
         picture = prior.see(reference(data, seen, colour))
         asked = tested(number, groups[1 % len(groups)]) + torch.arange(4)
         true = data.paint(asked, torch.full((4,), colour))

@@ -2,7 +2,7 @@
 object from elsewhere (Zero-1-to-3, arXiv 2303.11328), one makes four views around an object at once (MVDream, arXiv
 2308.16512).
 
-Stages: posed -> latents -> pose, four -> export; `tools.measure_posed` judges them. Seeded, on one thread, resumable.
+Stages: posed -> latents -> eye -> pose; four; export; `tools.measure_posed` judges them. Seeded, on one thread, resumable.
 Shapes: B images of 64 x 64 pixels, latents [B, 4, 16, 16].
 """
 
@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpiprop.priors.mvdream import CAMERA, Joined, camera_labels
 from mpiprop.priors.zero123 import pose
 from mpiprop.views.cameras import orbit
-from tools.corpus import COLOURS, SHAPES, caption
-from tools.dataset import PAIRS, load_tokenizer
+from tools.corpus import COLOURS, SHAPES, caption, view_phrase
+from tools.dataset import PAIRS, load_tokenizer, seen_colours
 from tools.posed import FOVY, PAINTINGS, Posed, write_latents, write_posed
 from tools.train_prior import WEIGHTS, new_scheduler
 from tools.training import Plan, seeded, train
 
 EMBEDDED, CONTEXT = 96, 128  # width of the judge's image embeddings; of the UNet's context
 PLANS = {
-    "pose": Plan(steps=3000, batch=16, rate=8e-4, seed=11, average=0.998),
-    "four": Plan(steps=3500, batch=16, rate=8e-4, seed=12, average=0.998),
+    "eye": Plan(steps=2400, batch=64, rate=5e-4, seed=10, average=0.99),
+    "pose": Plan(steps=9000, batch=32, rate=5e-4, seed=11, average=0.998),
+    "four": Plan(steps=5000, batch=32, rate=8e-4, seed=12, average=0.998),
 }
 
 
@@ -49,29 +52,37 @@ def text_unet(**changes: object) -> nn.Module:
     return new
 
 
+class Eye(nn.Module):
+    """The judge's vision tower, and linear heads that read off its embedding what a pose is relative to, the picture's own
+    camera (sin azimuth, cos azimuth, elevation), and what is seen (logits of the shapes, of the colours)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.heads = eye_of().train(), nn.Linear(EMBEDDED, 3 + len(SHAPES) + len(COLOURS))
+        self.tower.set_attn_implementation("eager")  # as for the judge
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the camera [B, 3] and the two logits of images [B, 3, 64, 64] in [0, 1]."""
+        return self.heads(self.tower(pixel_values=2 * images - 1).image_embeds).float().split(
+            [3, len(SHAPES), len(COLOURS)], dim=1)
+
+
 class PoseDenoiser(nn.Module):
-    """The image encoder and the UNet, trained together; `compass` reads the picture's own camera off its embedding, so that
-    there is something for a pose to be relative to: (sin azimuth, cos azimuth, elevation)."""
+    """The UNet, and the layer that makes a token of an embedding and a pose."""
 
     def __init__(self) -> None:
         super().__init__()
         from diffusers.models.attention_processor import AttnProcessor
 
-        self.eye, self.compass = eye_of().train(), nn.Linear(EMBEDDED, 3)
-        self.eye.set_attn_implementation("eager")  # as for the judge
         self.unet, self.projection = text_unet(in_channels=8), nn.Linear(EMBEDDED + 4, CONTEXT)
         self.unet.set_attn_processor(AttnProcessor())
-        with torch.no_grad():
-            self.projection.weight[:, EMBEDDED:] *= 4  # four numbers beside ninety-six
 
-    def forward(self, noisy: Tensor, t: Tensor, image: Tensor, picture: Tensor, pose_: Tensor,
-                shown: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the noise in latents [B, 4, 16, 16] at t [B] and the camera read [B, 3], given the picture as an image
-        [B, 3, 64, 64] in [0, 1] and as latents, the pose [B, 4], and whether both are shown [B]."""
-        shown, embedding = shown.to(noisy)[:, None], self.eye(pixel_values=2 * image - 1).image_embeds
+    def forward(self, noisy: Tensor, t: Tensor, embedding: Tensor, picture: Tensor, pose_: Tensor, shown: Tensor) -> Tensor:
+        """Returns the noise in latents [B, 4, 16, 16] at t [B], given the picture's embedding [B, E] and latents, the pose
+        [B, 4], and whether they are shown [B]."""
+        shown = shown.to(noisy)[:, None]
         token = (self.projection(torch.cat([embedding, pose_], dim=1)) * shown)[:, None]
-        noise = self.unet(torch.cat([noisy, picture * shown[..., None, None]], dim=1), t, token).sample
-        return noise.float(), self.compass(embedding).float()
+        return self.unet(torch.cat([noisy, picture * shown[..., None, None]], dim=1), t, token).sample.float()
 
 
 def four_unet() -> nn.Module:
@@ -79,25 +90,86 @@ def four_unet() -> nn.Module:
     return text_unet(class_embed_type="projection", projection_class_embeddings_input_dim=CAMERA)
 
 
-def weighted(error: Tensor, t: Tensor, scheduler: object) -> Tensor:
-    """Returns the mean of the errors of the noise [B, 4, 16, 16], weighted min(SNR, 5) / SNR (arXiv 2303.09556)."""
+def weighted(error: Tensor, t: Tensor, scheduler: object, least: float) -> Tensor:
+    """Returns the mean of the errors of the noise [B, 4, 16, 16] under the weight that makes it one of the latents weighted
+    SNR clamped to [`least`, 5]: min-SNR (arXiv 2303.09556), and truncated below (arXiv 2202.00512), since where noise hides the
+    picture nothing but the condition says which side is seen."""
     bar = scheduler.alphas_cumprod[t]
     snr = bar / (1 - bar)
-    return (error.square().mean(dim=(1, 2, 3)) * (snr.clamp_max(5) / snr)).mean()
+    return (error.square().mean(dim=(1, 2, 3)) * (snr.clamp(least, 5) / snr)).mean()
 
 
-def draw_t(count: int, generator: torch.Generator) -> Tensor:
-    """Returns timesteps [count], late ones more often: what early ones show is known from the text prior."""
-    return (1000 * torch.rand(count, generator=generator) ** (2 / 3)).long()
+def train_eye(out: Path) -> None:
+    """Trains the eye to tell the camera beside what is seen, on white; prints how far it is off on views kept for tests."""
+    data, plan = Posed.load(out), PLANS["eye"]
+    known = data.split(test=False)
+
+    def told(model: nn.Module, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the squared errors of the camera [B, 3], and the cross entropies of shape and colour."""
+        colour, (azimuth, elevation, _) = seen_colours(data.shape[index], generator), data.cameras[index].T
+        with torch.autocast("cpu", torch.bfloat16):
+            camera, shapes, colours = model(data.paint(index, colour))
+        own = torch.stack([azimuth.sin(), azimuth.cos(), elevation], dim=1)
+        return (camera - own).square(), F.cross_entropy(shapes, data.shape[index]), F.cross_entropy(colours, colour)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        camera, shape, colour = told(model, known[torch.randint(len(known), (plan.batch,), generator=generator)], generator)
+        return camera.mean() + 0.1 * (shape + colour)
+
+    model = seeded(plan.seed, Eye)
+    finished, test = train(model, plan, loss, out / "eye.pt"), data.split(test=True)
+    with torch.no_grad():
+        camera = told(finished, test, torch.Generator().manual_seed(1))[0].sqrt()
+    for number, shape in enumerate(SHAPES):
+        off = ", ".join(f"{value:.2f}" for value in camera[data.shape[test] == number].mean(0).tolist())
+        print(f"eye: {shape}: sin and cos of azimuth, elevation off by {off}", flush=True)
+
+
+@torch.no_grad()
+def embedded(data: Posed, colour: Tensor, tower: nn.Module) -> Tensor:
+    """Returns the tower's embeddings [P, N, E] of all views in the colours [P, N], on white."""
+    return torch.stack([torch.cat([tower(pixel_values=2 * data.paint(some, colours[some]) - 1).image_embeds
+                                   for some in torch.arange(len(colours)).split(64)]) for colours in colour])
+
+
+@torch.no_grad()
+def words(captions: list[str]) -> Tensor:
+    """Returns the text prior's hidden states [N, L, C] of captions."""
+    from transformers import CLIPTextModel
+
+    tokens = load_tokenizer(WEIGHTS / "prior" / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(WEIGHTS / "prior" / "text_encoder")
+    return torch.cat([encoder(tokens(captions[i:i + 256])).last_hidden_state for i in range(0, len(captions), 256)])
+
+
+@torch.no_grad()
+def put_into_words(projection: nn.Linear, told: Tensor, captions: list[str]) -> None:
+    """Sets the layer to what makes of `told` [N, E + 4] most nearly the mean hidden state of each caption, so that the UNet
+    begins with what it knows of words. What each number of the pose adds is brought to norm 3: words make little of left and
+    right, and what is small at first is not learned."""
+    known = {text: number for number, text in enumerate(dict.fromkeys(captions))}
+    state = words(list(known)).mean(1)[[known[text] for text in captions]]
+    told = torch.cat([told, torch.ones(len(told), 1)], dim=1)
+    ridge = 1e-3 * len(told) * torch.eye(told.shape[1])
+    found = torch.linalg.solve(told.T @ told + ridge, told.T @ state)
+    projection.weight.copy_(found[:-1].T)
+    projection.weight[:, -4:] *= 3 / projection.weight[:, -4:].norm(dim=0)
+    projection.bias.copy_(found[-1])
 
 
 def train_pose(out: Path) -> None:
-    """Trains on pairs of views of one object in one colour on white; 12 % of them without the picture and the pose."""
+    """Trains on pairs of views of one object in one colour on white; 12 % of them without the picture and the pose.
+
+    A pose adds to the camera that the picture shows, a sum of which neither part says anything alone. So pictures are taken
+    from near the front at first, where the pose is all there is to know, and at last from all of the front half.
+    """
     data, latents, plan, scheduler = Posed.load(out), torch.load(out / "posed" / "latents.pt"), PLANS["pose"], new_scheduler()
     scale = vae_of().config.scaling_factor
     known = data.split(test=False)
     elevation = torch.rad2deg(data.cameras[:, 1])
     source = known[(elevation[known] > -5) & (elevation[known] < 40)]
+    azimuth = data.cameras[source, 0]
+    turned = torch.atan2(azimuth.sin(), azimuth.cos()).abs()  # from the front
     colour = latents["white_colour"]  # [P, N]
     places = {pair: [torch.nonzero((data.shape[some] == pair[0]) & (colour[:, some] == pair[1]))
                      for some in (source, known)]
@@ -106,38 +178,46 @@ def train_pose(out: Path) -> None:
     pairs = list(places)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        def draw(rows: Tensor) -> Tensor:
-            return rows[torch.randint(len(rows), (1,), generator=generator)][0]
+        reach = math.radians(20 + 70 * step / plan.steps)
+
+        def draw(rows: Tensor, turned: Tensor | None = None) -> Tensor:
+            some = rows[torch.randint(len(rows), (32,), generator=generator)]
+            return some[0] if turned is None else some[(turned[some[:, 1]] < reach).int().argmax()]
 
         chosen = [pairs[i] for i in torch.randint(len(pairs), (plan.batch,), generator=generator)]
-        (p, seen), (q, asked) = (torch.stack([draw(places[pair][side]) for pair in chosen]).T for side in (0, 1))
+        p, seen = torch.stack([draw(places[pair][0], turned) for pair in chosen]).T
+        q, asked = torch.stack([draw(places[pair][1]) for pair in chosen]).T
         seen, asked = source[seen], known[asked]
         mean, std = latents["white"][q, asked].float().unbind(dim=1)
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
-        t = draw_t(plan.batch, generator)
+        t = torch.randint(1000, (plan.batch,), generator=generator)
         shown = torch.rand(plan.batch, generator=generator) >= 0.12
         there, here = data.cameras[asked], data.cameras[seen]
-        image = data.paint(seen, colour[p, seen])
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
         with torch.autocast("cpu", torch.bfloat16):
-            found, read = model(noisy, t, image, latents["white"][p, seen, 0].float(), pose(*there.T, *here.T), shown)
-        own = torch.stack([here[:, 0].sin(), here[:, 0].cos(), here[:, 1]], dim=1)
-        return weighted(found - noise, t, scheduler) + 0.02 * (read - own).square().mean()
+            found = model(noisy, t, embedding[p, seen], latents["white"][p, seen, 0].float(), pose(*there.T, *here.T), shown)
+        return weighted(found - noise, t, scheduler, 1.0)
 
-    model = seeded(plan.seed, PoseDenoiser)
+    eye = Eye()
+    eye.load_state_dict(averaged(out, "eye"))
+    embedding = embedded(data, colour, eye.tower.eval())
+    model, front = seeded(plan.seed, PoseDenoiser), source[turned < math.radians(20)]
+    generator = torch.Generator().manual_seed(plan.seed)
+    of = torch.multinomial((data.shape[front, None] == data.shape[known]).float(), 20, generator=generator)
+    seen, asked = front.repeat_interleave(20), known[of.flatten()]
+    views = [view_phrase(azimuth, elevation) for azimuth, elevation, _ in data.cameras[asked].tolist()]
+    captions = [caption(*PAIRS[row], view) for row, view in
+                zip((data.shape[seen] * len(COLOURS) + colour[0, seen]).tolist(), views)]
+    put_into_words(model.projection, torch.cat(
+        [embedding[0, seen], pose(*data.cameras[asked].T, *data.cameras[seen].T)], dim=1), captions)
     train(model, plan, loss, out / "pose.pt")
 
 
 def train_four(out: Path) -> None:
     """Trains on groups of four views of one object in one colour before one background, at one t; 10 % without a caption."""
-    from transformers import CLIPTextModel
-
     data, latents, plan, scheduler = Posed.load(out), torch.load(out / "posed" / "latents.pt"), PLANS["four"], new_scheduler()
     scale, count = vae_of().config.scaling_factor, plan.batch // 4
-    tokens = load_tokenizer(WEIGHTS / "prior" / "tokenizer")
-    with torch.no_grad():
-        encoder = CLIPTextModel.from_pretrained(WEIGHTS / "prior" / "text_encoder")
-        table = encoder(tokens([caption(*pair) for pair in PAIRS] + [""])).last_hidden_state
+    table = words([*(caption(*pair) for pair in PAIRS), ""])
     first = data.split(test=False)[::4]
     cameras = camera_labels(orbit(*data.cameras.T, FOVY, (64, 64)).c2w)
     colour = latents["mixed_colour"]
@@ -148,13 +228,13 @@ def train_four(out: Path) -> None:
         painting = torch.randint(PAINTINGS, (count,), generator=generator).repeat_interleave(4)
         mean, std = latents["mixed"][painting, index].float().unbind(dim=1)
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
-        t = draw_t(count, generator).repeat_interleave(4)
+        t = torch.randint(1000, (count,), generator=generator).repeat_interleave(4)
         drop = (torch.rand(count, generator=generator) < 0.1).repeat_interleave(4)
         row = torch.where(drop, len(PAIRS), data.shape[index] * len(COLOURS) + colour[painting, index])
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
         with torch.autocast("cpu", torch.bfloat16):
             out_ = model(noisy, t, table[row], class_labels=cameras[index]).sample.float()
-        return weighted(out_ - noise, t, scheduler)
+        return weighted(out_ - noise, t, scheduler, 0.3)
 
     model = seeded(plan.seed, four_unet)
     model.set_attn_processor(Joined())
@@ -187,10 +267,11 @@ def export(out: Path) -> None:
     from transformers import CLIPImageProcessor
 
     if (out / "pose.pt").exists():
-        folder, model = WEIGHTS / "zero123", PoseDenoiser()
+        folder, model, eye = WEIGHTS / "zero123", PoseDenoiser(), Eye()
         model.load_state_dict(averaged(out, "pose"))
+        eye.load_state_dict(averaged(out, "eye"))
         model.unet.half().save_pretrained(folder / "unet")
-        model.eye.half().save_pretrained(folder / "image_encoder")
+        eye.tower.half().save_pretrained(folder / "image_encoder")
         CLIPImageProcessor.from_pretrained(WEIGHTS / "judge").save_pretrained(folder / "feature_extractor")
         (folder / "cc_projection").mkdir(exist_ok=True)
         save_file({f"projection.{key}": value.half() for key, value in model.projection.state_dict().items()},
@@ -213,8 +294,8 @@ def export(out: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Path], None]] = {
-    "posed": write_posed, "latents": lambda out: write_latents(out, vae_of()), "pose": train_pose,
-    "four": train_four, "export": export}
+    "posed": write_posed, "latents": lambda out: write_latents(out, vae_of()), "eye": train_eye,
+    "pose": train_pose, "four": train_four, "export": export}
 
 
 def main() -> None:

@@ -33,10 +33,6 @@ class Parts:
     def folder(self, part: str) -> Path | None:
         """The local folder that holds the part, or None for a hub id; raises UserError where there is neither."""
         if self.model == "builtin":
-            if not (WEIGHTS / self.builtin).is_dir():
-                raise UserError(f"model 'builtin': there is no {WEIGHTS / self.builtin}: the built-in model of this kind does "
-                                "not come with the program yet; make it (python -m tools.train_posed), or give a folder or "
-                                "a hub id")
             return WEIGHTS / self.builtin if (WEIGHTS / self.builtin / part).is_dir() else BUILTIN
         path = Path(self.model).expanduser()
         if path.is_dir():
