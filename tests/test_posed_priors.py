@@ -273,19 +273,20 @@ def trued(shape: str, azimuth: torch.Tensor) -> tuple[torch.Tensor, object]:
     return torch.cat([rgb, alpha], -1), orbit(azimuth, 0.2, 1.8, math.radians(49.1), (64, 64))
 
 
-def noised(prior, rgba: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def noised(prior, rgba: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     x0 = prior.encode(rgba[..., :3].movedim(-1, 1), STREAMS)
-    bar, eps, t = prior.alpha_bar[600].float(), noise(*x0.shape), torch.full((len(x0),), 600)
+    bar, eps, t = prior.alpha_bar[step].float(), noise(*x0.shape), torch.full((len(x0),), step)
     return bar.sqrt() * x0 + (1 - bar).sqrt() * eps, eps, t
 
 
-def test_the_built_in_pose_model_tells_an_azimuth_from_its_mirror_image():
-    """Shown a house's front, it explains true views from the left and the right best by their own poses."""
+@pytest.mark.parametrize("shape", ["chair", "boat", "car"])
+def test_the_built_in_pose_model_tells_an_azimuth_from_its_mirror_image(shape):
+    """Shown an object's front, it explains true views from the left and the right best by their own poses."""
     prior, azimuth = Zero123("cpu"), torch.tensor([0.0, 0.8, -0.8, 1.6, -1.6])
-    rgba, views = trued("house", azimuth)
+    rgba, views = trued(shape, azimuth)
     told = prior.see(Reference(0.0, 0.2, 1.8, math.radians(49.1), rgba[0]))
-    x_t, eps, t = noised(prior, rgba)
-    _, mirrored = trued("house", -azimuth)
+    x_t, eps, t = noised(prior, rgba, 800)
+    _, mirrored = trued(shape, -azimuth)
     own, other, blind = ((prior.eps(x_t, t, c.text[r], c.image[r]) - eps).square().mean((1, 2, 3))
                          for c, r in ((told(views), 0), (told(mirrored), 0), (told(views), 1)))
     assert own[1:].mean() < 0.9 * other[1:].mean() and own.mean() < 0.9 * blind.mean()
@@ -295,7 +296,7 @@ def test_the_built_in_four_view_model_knows_where_its_cameras_are():
     """It explains four true views of a house best by their own cameras and words."""
     prior = MVDream("cpu")
     rgba, views = trued("house", AROUND + 0.3)
-    x_t, eps, t = noised(prior, rgba)
+    x_t, eps, t = noised(prior, rgba, 600)
     _, turned = trued("house", AROUND + 0.3 + math.pi / 2)
 
     def explained(prompt: str, views: object) -> float:
