@@ -2,24 +2,32 @@
 and when stopped after every other slide and gone on with, inside stages and between them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
 import tiny_models
 import torch
+from PIL import Image, ImageDraw
 
-from mpiprop import checkpoint, config
+from mpiprop import checkpoint, config, photograph
 from mpiprop.core.errors import Preempted
 from mpiprop.core.log import Log
 from mpiprop.drive import Drive
 from mpiprop.recipe import Stage
 from mpiprop.transport.base import Serial
 
-SYSTEMS = ("demo/magic3d", "demo/textmesh", "demo/prolificdreamer")
+SYSTEMS = ("demo/magic3d", "demo/textmesh", "demo/prolificdreamer", "demo/dreamgaussian", "demo/dreamgaussian-image",
+           "demo/zero123", "demo/zero123-gaussians")
 STEPS = 4
-SIZES = {"shapes.dmtet:DMTet": {"resolution": 10}, "shapes.hashgrid:HashGrid": {"occupancy_resolution": 8, "start_level": 2},
-         "shapes.sdf:SDF": {"occupancy_resolution": 8, "start_level": 2}}
+GRID = {"levels": 3, "log2_table": 8, "hidden": 8}
+SIZES = {"shapes.dmtet:DMTet": GRID | {"resolution": 10},
+         "shapes.hashgrid:HashGrid": GRID | {"occupancy_resolution": 8, "start_level": 2},
+         "shapes.sdf:SDF": GRID | {"occupancy_resolution": 8, "start_level": 2},
+         "shapes.gaussians:Gaussians": {"number": 60, "opacity": 0.9, "densify_from": 0, "densify_every": 2,
+                                        "densify_gradient": 1.0e-3},  # changes within a window
+         "shapes.textured:TexturedMesh": {"resolution": 10, "texture": 16, "threshold": 0.3}}
 SCHEDULES = {"batch": [[0, 2], [2, 1]], "size": [[0, 8], [3, 12]]}  # both change within a window
 LORAS = {0: {"loras": 2, "average_every": 2}, 2: {"loras": 3}}  # of ProlificDreamer's stages
 MPI = """import json, sys
@@ -33,34 +41,48 @@ for name, overrides, folder in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return tiny_models.make("sd", tmp_path_factory.mktemp("model"))
+    """A folder with tiny models of both kinds, and a picture."""
+    folder = tmp_path_factory.mktemp("model")
+    for kind in ("sd", "zero123"):
+        tiny_models.make(kind, folder / kind)
+    picture = Image.new("RGBA", (40, 40))
+    ImageDraw.Draw(picture).ellipse((8, 4, 30, 35), fill="orange")
+    picture.save(folder / "disc.png")
+    return folder
 
 
 def small(name: str, model: Path, *more: str) -> list[str]:
     """Overrides that bring a system down to seconds."""
+    tree = config.read(name)
     keys = {"preview.every_s": 0, "turntable": {"frames": 1, "size": 8}, "mesh": {"resolution": 8, "texture": 16}}
-    for i, stage in enumerate(config.read(name)["stages"]):
+    for i, stage in enumerate(tree["stages"]):
         at = f"stages.{i}."
-        shape = {"levels": 3, "log2_table": 8, "hidden": 8} | SIZES[stage["shape"]["use"]]
-        keys |= {f"{at}steps": STEPS, f"{at}terms.0.guidance.prior.model": str(model)}
-        keys |= {f"{at}shape.{key}": value for key, value in shape.items()}
+        kind = "zero123" if "zero123" in stage["terms"][0]["guidance"]["prior"]["use"] else "sd"
+        keys |= {f"{at}steps": STEPS, f"{at}terms.0.guidance.prior.model": str(model / kind)}
+        keys |= {f"{at}shape.{key}": value for key, value in SIZES[stage["shape"]["use"]].items()}
         keys |= {f"{at}terms.0.views.{key}": value for key, value in SCHEDULES.items()}
         if "volume" in stage["render"]["use"]:
             keys[f"{at}render.samples"] = 24
         if "lora" in stage["terms"][0]["guidance"]:
             keys |= {f"{at}terms.0.guidance.lora.{key}": value for key, value in LORAS[i].items()}
-    return ["prompt=a red mushroom", *(f"{key}={json.dumps(value)}" for key, value in keys.items()), *more]
+        if len(stage["terms"]) > 1:
+            keys[f"{at}terms.1.views.size"] = [[0, 8], [3, 12]]
+    subject = f"image={model / 'disc.png'}" if "reference" in tree else "prompt=a red mushroom"
+    return [subject, *(f"{key}={json.dumps(value)}" for key, value in keys.items()), *more]
 
 
 def follow(name: str, overrides: list[str], folder: Path, stop: bool) -> bool:
     """The run in this process from where it is to its end, or its next two slides alone; whether it is complete."""
-    run = config.load(name, overrides)
+    run, reference = config.load(name, overrides), None
+    if run.image:
+        reference = photograph.read(run.image, run.reference)
+        run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
     folder.mkdir(exist_ok=True)
     before = slides(folder)
     found = checkpoint.load(folder / "window.h5") if (folder / "window.h5").exists() else None
     (folder / "config.yaml").write_text(text := config.resolved(run))
     for index in range([stage.name for stage in run.stages].index(found.stage) if found else 0, len(run.stages)):
-        stage = Stage(run, index, torch.device("cpu"))
+        stage = Stage(run, index, torch.device("cpu"), reference)
         transport = Serial(stage.unit(stage.embeddings()), lambda: stop and slides(folder) > before + 1)
         try:
             drive = Drive(run, text, stage, folder, Log(folder), index + 1 == len(run.stages))
