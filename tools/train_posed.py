@@ -157,59 +157,63 @@ def put_into_words(projection: nn.Linear, told: Tensor, captions: list[str]) -> 
     projection.bias.copy_(found[-1])
 
 
+class Pairs:
+    """Two views of one object in one colour on white: one to be shown, the other asked for."""
+
+    def __init__(self, data: Posed, colour: Tensor) -> None:
+        """Knows the colours [P, N] that each painting of a view has."""
+        self.known = data.split(test=False)
+        azimuth, elevation, _ = data.cameras[self.known].T
+        self.shown = self.known[(elevation > math.radians(-5)) & (elevation < math.radians(40))]
+        azimuth = data.cameras[self.shown, 0]
+        self.turned = torch.atan2(azimuth.sin(), azimuth.cos()).abs()  # from the front
+        found = [[torch.nonzero((data.shape[some] == s) & (colour[:, some] == c)) for some in (self.shown, self.known)]
+                 for s in range(len(SHAPES)) for c in range(len(COLOURS))]
+        self.places = [both for both in found if all(len(rows) for rows in both)]  # of each object: [M, 2] painting and view
+
+    def draw(self, count: int, reach: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns painting and view [count] to be shown, from at most `reach` (rad) beside the front, and to be asked for."""
+        rows = []
+        for i in torch.randint(len(self.places), (count,), generator=generator):
+            shown, asked = self.places[i]
+            some = shown[torch.randint(len(shown), (32,), generator=generator)]
+            near = some[(self.turned[some[:, 1]] <= reach).int().argmax()]
+            rows.append(torch.cat([near, asked[torch.randint(len(asked), (1,), generator=generator)][0]]))
+        p, seen, q, other = torch.stack(rows).T
+        return p, self.shown[seen], q, self.known[other]
+
+
 def train_pose(out: Path) -> None:
-    """Trains on pairs of views of one object in one colour on white; 12 % of them without the picture and the pose.
+    """Trains on pairs of views; 12 % of them without the picture and the pose.
 
     A pose adds to the camera that the picture shows, a sum of which neither part says anything alone. So pictures are taken
     from near the front at first, where the pose is all there is to know, and at last from all of the front half.
     """
     data, latents, plan, scheduler = Posed.load(out), torch.load(out / "posed" / "latents.pt"), PLANS["pose"], new_scheduler()
-    scale = vae_of().config.scaling_factor
-    known = data.split(test=False)
-    elevation = torch.rad2deg(data.cameras[:, 1])
-    source = known[(elevation[known] > -5) & (elevation[known] < 40)]
-    azimuth = data.cameras[source, 0]
-    turned = torch.atan2(azimuth.sin(), azimuth.cos()).abs()  # from the front
-    colour = latents["white_colour"]  # [P, N]
-    places = {pair: [torch.nonzero((data.shape[some] == pair[0]) & (colour[:, some] == pair[1]))
-                     for some in (source, known)]
-              for pair in ((s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS)))}
-    places = {pair: found for pair, found in places.items() if all(len(rows) for rows in found)}
-    pairs = list(places)
+    scale, colour, eye = vae_of().config.scaling_factor, latents["white_colour"], Eye()
+    eye.load_state_dict(averaged(out, "eye"))
+    pairs, embedding = Pairs(data, colour), embedded(data, colour, eye.tower.eval())
+
+    def told(seen: Tensor, asked: Tensor) -> Tensor:
+        return pose(*data.cameras[asked].T, *data.cameras[seen].T)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        reach = math.radians(20 + 70 * step / plan.steps)
-
-        def draw(rows: Tensor, turned: Tensor | None = None) -> Tensor:
-            some = rows[torch.randint(len(rows), (32,), generator=generator)]
-            return some[0] if turned is None else some[(turned[some[:, 1]] < reach).int().argmax()]
-
-        chosen = [pairs[i] for i in torch.randint(len(pairs), (plan.batch,), generator=generator)]
-        p, seen = torch.stack([draw(places[pair][0], turned) for pair in chosen]).T
-        q, asked = torch.stack([draw(places[pair][1]) for pair in chosen]).T
-        seen, asked = source[seen], known[asked]
+        p, seen, q, asked = pairs.draw(plan.batch, math.radians(20 + 70 * step / plan.steps), generator)
         mean, std = latents["white"][q, asked].float().unbind(dim=1)
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
         t = torch.randint(1000, (plan.batch,), generator=generator)
         shown = torch.rand(plan.batch, generator=generator) >= 0.12
-        there, here = data.cameras[asked], data.cameras[seen]
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
         with torch.autocast("cpu", torch.bfloat16):
-            found = model(noisy, t, embedding[p, seen], latents["white"][p, seen, 0].float(), pose(*there.T, *here.T), shown)
+            found = model(noisy, t, embedding[p, seen], latents["white"][p, seen, 0].float(), told(seen, asked), shown)
         return weighted(found - noise, t, scheduler, 1.0)
 
-    eye = Eye()
-    eye.load_state_dict(averaged(out, "eye"))
-    embedding = embedded(data, colour, eye.tower.eval())
-    model, front = seeded(plan.seed, PoseDenoiser), source[turned < math.radians(20)]
-    generator = torch.Generator().manual_seed(plan.seed)
-    of = torch.multinomial((data.shape[front, None] == data.shape[known]).float(), 20, generator=generator)
-    seen, asked = front.repeat_interleave(20), known[of.flatten()]
-    views = [view_phrase(azimuth, elevation) for azimuth, elevation, _ in data.cameras[asked].tolist()]
-    captions = [caption(*PAIRS[row], view) for row, view in
-                zip((data.shape[seen] * len(COLOURS) + colour[0, seen]).tolist(), views)]
-    put_into_words(model.projection, torch.cat(
-        [embedding[0, seen], pose(*data.cameras[asked].T, *data.cameras[seen].T)], dim=1), captions)
+    model = seeded(plan.seed, PoseDenoiser)
+    p, seen, _, asked = pairs.draw(8000, math.radians(20), torch.Generator().manual_seed(plan.seed))
+    objects = (data.shape[seen] * len(COLOURS) + colour[p, seen]).tolist()
+    put_into_words(model.projection, torch.cat([embedding[p, seen], told(seen, asked)], dim=1), [
+        caption(*PAIRS[pair], view_phrase(azimuth, elevation))
+        for pair, (azimuth, elevation, _) in zip(objects, data.cameras[asked].tolist())])
     train(model, plan, loss, out / "pose.pt")
 
 
