@@ -57,7 +57,7 @@ def pictured(run: config.Run, prompt: str, azimuth: float, out: Path) -> list[st
     if run.reads_prompt:
         return [f"prompt={prompt}"]
     _, colour, shape = prompt.split()
-    path, told = out / f"{colour}-{shape}.png", run.reference
+    path, told = out / f"{colour}-{shape}-{azimuth:g}.png", run.reference
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         photograph(shape, colour, path, azimuth, told.elevation_deg, told.distance, told.fovy_deg)
