@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from mpiprop.core.memory import recycle_large_blocks
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.render.splat import Splat
 from mpiprop.shapes.base import Shape, Splats
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    recycle_large_blocks()  # as the program does
     render = Splat(backend=args.backend)
 
     def clock() -> float:
