@@ -6,20 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import h5py
 import pytest
+from finished import flat
 
 pytestmark = pytest.mark.hosts
 AGENT = Path(__file__).parent / "sandbox/hosts.sh"
 # A program of MPI's: of one that ends as soon as it has begun, mpirun may miss the end.
 WHERE = "import socket; from mpi4py import MPI; print(*MPI.COMM_WORLD.gather(socket.gethostname()) or [])"
 TOY = ["toy", "stages.0.steps=60", "turntable.frames=1", "mesh.resolution=8"]
-
-
-def flat(folder: Path) -> bytes:
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"]
-        return file["x/flat"][()].tobytes()
 
 
 @pytest.fixture(scope="module")

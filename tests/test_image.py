@@ -9,11 +9,11 @@ from dataclasses import replace
 from math import cos, pi, radians, sin
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
+from finished import flat
 from PIL import Image as Pil
 
 from mpiprop import app, photograph
@@ -277,11 +277,6 @@ def config(tmp_path: Path) -> Path:
     save(tmp_path / "card_rgba.png", card())
     save(tmp_path / "other.png", card(h=12))
     return tmp_path / "two.yaml"
-
-
-def flat(folder: Path) -> bytes:
-    with h5py.File(folder / "window.h5") as file:
-        return file["x/flat"][()].tobytes()
 
 
 @pytest.mark.mpi

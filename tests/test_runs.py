@@ -12,17 +12,11 @@ from pathlib import Path
 import h5py
 import pytest
 import yaml
+from finished import flat
 
 from mpiprop.__main__ import dispatch, main
 
 STEPS = "stages.0.steps=60"
-
-
-def flat(folder: Path) -> bytes:
-    """/x/flat of a finished run, and a check that it is finished."""
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"] and (folder / "done").exists()
-        return file["x/flat"][()].tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import pytest
 import torch
+from finished import flat
 
 from mpiprop import config
 from mpiprop.core.theta import Theta
@@ -18,13 +18,6 @@ from mpiprop.recipe import Stage
 from mpiprop.transport.shared import Shared
 
 TOY = ("run", "toy", "stages.0.steps=40", "turntable.frames=2", "mesh.resolution=16", "preview.every_s=0")
-
-
-def flat(folder: Path) -> bytes:
-    """/x/flat of a finished run."""
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"]
-        return file["x/flat"][()].tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from pathlib import Path
 import h5py
 import pytest
 import yaml
+from finished import flat
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parent.parent
@@ -85,13 +86,6 @@ def running():
             yield Path(folder)
         finally:
             cluster.call(SANDBOX, "stop")
-
-
-def flat(folder: Path) -> bytes:
-    """/x/flat of a finished run, and a check that it is finished."""
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"] and (folder / "done").exists()
-        return file["x/flat"][()].tobytes()
 
 
 def requeue(cluster: Cluster, number: str) -> None:

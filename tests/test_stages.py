@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import pytest
 import torch
 import yaml
+from finished import flat
 
 from mpiprop import config
 from mpiprop.core.errors import UserError
@@ -98,13 +98,6 @@ def two(tmp_path_factory) -> Path:
     return path
 
 
-def flat(folder: Path) -> bytes:
-    """/x/flat of a finished run of the second stage."""
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"] and file.attrs["stage"] == b"mesh" and (folder / "mesh.glb").exists()
-        return file["x/flat"][()].tobytes()
-
-
 def run(*words: object, code: int = 0) -> str:
     done = subprocess.run([sys.executable, "-m", "mpiprop", "run", *map(str, words)], capture_output=True, text=True,
                           timeout=120)
@@ -115,7 +108,7 @@ def run(*words: object, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def sequential(two) -> bytes:
     run(two, "window.size=1", "--out", two.parent / "sequential")
-    return flat(two.parent / "sequential")
+    return flat(two.parent / "sequential", "mesh")
 
 
 def test_a_stage_can_begin_with_another_run(two, sequential):
@@ -126,7 +119,7 @@ def test_a_stage_can_begin_with_another_run(two, sequential):
     run(two.parent / "first.yaml", "window.size=1", "--out", two.parent / "first")
     out = run(two.parent / "second.yaml", "window.size=1", f"from={two.parent / 'first'}", "--out", two.parent / "second")
     assert "stage mesh begins with stage field" in out
-    assert flat(two.parent / "second") == sequential
+    assert flat(two.parent / "second", "mesh") == sequential
     assert "from=nowhere" in run(two, "from=nowhere", "--out", two.parent / "none", code=2)
 
 

@@ -5,11 +5,11 @@ import math
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
+from finished import flat
 from torch import nn
 
 from mpiprop import config, handover
@@ -195,13 +195,6 @@ def two(tmp_path_factory) -> Path:
     return path
 
 
-def flat(folder: Path) -> bytes:
-    """/x/flat of a finished run of the second stage."""
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"] and file.attrs["stage"] == b"texture" and (folder / "mesh.glb").exists()
-        return file["x/flat"][()].tobytes()
-
-
 @pytest.mark.mpi
 def test_a_texture_has_the_same_bits_over_ranks_and_resumes(two, mpirun, launch):
     """A window of 7 at threshold 0, begun on three ranks, stopped while the texture trains and resumed on two, which get the
@@ -219,7 +212,7 @@ def test_a_texture_has_the_same_bits_over_ranks_and_resumes(two, mpirun, launch)
     assert done.returncode == 0 and "resumed" in done.stdout and "begins with" not in done.stdout, done.stderr
     done = mpirun(0, "run", two, "window.size=1", "--out", alone)
     assert done.returncode == 0, done.stderr
-    assert flat(alone) == flat(folder)
+    assert flat(alone, "texture") == flat(folder, "texture")
 
 
 def test_a_texture_needs_a_stage_before_it(two, mpirun):

@@ -2,13 +2,12 @@
 
 import json
 import time
-from pathlib import Path
 
-import h5py
 import pytest
 import tiny_models
 import torch
 import yaml
+from finished import flat
 from torch import Tensor
 
 from mpiprop import checkpoint, config
@@ -295,9 +294,3 @@ def test_ranks_and_a_resumed_run_give_the_bits_of_one_process(launch, mpirun, fo
     assert done.returncode == 0, done.stderr
     assert flat(tmp_path / "run") == sequential["averaged"].flat.numpy().tobytes()
     assert {"vsd", "lora"} <= set(json.loads(metrics.read_text().splitlines()[-1]))
-
-
-def flat(folder: Path) -> bytes:
-    with h5py.File(folder / "window.h5") as file:
-        assert file.attrs["complete"]
-        return file["x/flat"][()].tobytes()

@@ -54,7 +54,7 @@ def main() -> None:
     base = [f"stages.0.steps={args.steps}", f"seed={args.seed}"]
     truth, other = Way(*base, "window.size=1"), Way(*base, f"seed={args.seed + 1}", "window.size=1")
     rules = truth.stage.scene.shape.rules
-    changes = [tau for tau in range(1, args.steps) if rules.changes(tau) or rules.resets(tau)]
+    changes = [tau for tau in range(1, args.steps) if rules.due(tau)]
     near = {tau for change in changes for tau in range(change - args.window + 1, change + args.window) if 0 < tau <= args.steps}
     apart = float((other.pictures - truth.pictures).abs().mean())
     print(f"T {args.steps}, window {args.window}, changes after steps {changes}: {len(near)} steps are near one; sequential: "

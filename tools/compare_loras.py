@@ -9,9 +9,6 @@ Runs that are done are kept, unfinished ones resumed.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -25,8 +22,10 @@ sys.path.insert(0, str(ROOT))
 
 from mpiprop import config  # noqa: E402
 from mpiprop.core.theta import Layout  # noqa: E402
+from mpiprop.evaluate import Judge, builtin_prompts, evaluate  # noqa: E402
+from mpiprop.export.pictures import contact_sheet  # noqa: E402
 from mpiprop.recipe import Stage  # noqa: E402
-from tools.gallery import LEAN, choose  # noqa: E402
+from tools.gallery import choose, run, speed, views_of  # noqa: E402
 
 CONFIG = "demo/prolificdreamer"
 
@@ -65,37 +64,21 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
 
-    from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture
-    from mpiprop.export.pictures import contact_sheet
-
     torch.set_num_threads(1)
     tree = config.read(CONFIG, args.overrides)
     tree["stages"] = [scaled(tree["stages"][0], args.steps / tree["stages"][0]["steps"])]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "coarse.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     prompts = [prompt for prompt, _ in choose(args.prompts)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    folders = {}
-    for prompt in prompts:
-        for policy, overrides in policies(args.window).items():
-            folder = folders[prompt, policy] = args.out / policy / prompt.replace(" ", "-")
-            command = [sys.executable, "-m", "mpiprop", "run", args.out / "coarse.yaml", f"prompt={prompt}", *overrides, *LEAN,
-                       "--out", folder, "--resume"]
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-            print(f"{policy}: {prompt}", flush=True)
+    folders = {(prompt, policy): run(str(args.out / "coarse.yaml"), prompt, policy, args.out, [f"prompt={prompt}", *overrides])
+               for prompt in prompts for policy, overrides in policies(args.window).items()}
 
-    judge, views = Judge(), {}
+    judge, views = Judge(), {key: views_of(folder) for key, folder in folders.items()}
     print("\n| LoRAs | R-Precision | similarity | T/K | evaluations a step | MB a step | MB a step if only the step's own LoRA "
           "travelled |\n|---|---|---|---|---|---|---|")
     for policy, overrides in policies(args.window).items():
-        for prompt in prompts:
-            views[prompt, policy] = torch.stack([picture(path) for path in
-                                                 sorted((folders[prompt, policy] / "views").glob("*.png"))])
         scores = evaluate([(prompt, views[prompt, policy]) for prompt in prompts], builtin_prompts(), judge)
-        slides = [[json.loads(line) for line in (folders[prompt, policy] / "metrics.jsonl").read_text().splitlines()]
-                  for prompt in prompts]
-        ratio = fmean(run[-1]["tau"] / len(run) for run in slides)
-        cost = fmean(sum(slide["evaluations"] for slide in run) / run[-1]["tau"] for run in slides)
+        ratio, cost = map(fmean, zip(*(speed(folders[prompt, policy]) for prompt in prompts)))
         layout = Stage(config.load(str(args.out / "coarse.yaml"), overrides), 0, torch.device("cpu")).scene.layout
         print(f"| {policy} | {scores.r_precision:.3f} | {scores.similarity:.3f} | {ratio:.2f} | {cost:.2f} | "
               f"{cost * moved(layout, layout.lanes.get('lora', 1)):.2f} | {cost * moved(layout, 1):.2f} |")

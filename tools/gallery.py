@@ -67,12 +67,23 @@ def pictured(run: config.Run, prompt: str, azimuth: float, out: Path) -> list[st
 def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
     """The folder of one finished run, in one thread. Raises where the folder holds a run of another configuration."""
     folder = out / method.replace(" ", "") / prompt.replace(" ", "-")
-    command = [sys.executable, "-m", "mpiprop", "run", name, *METHODS[method], *LEAN, *overrides,
-               "--out", str(folder), "--resume"]
+    command = [sys.executable, "-m", "mpiprop", "run", name, *LEAN, *overrides, "--out", str(folder), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # one that is done says so at once
     print(f"{method}: {prompt}", flush=True)
     return folder
+
+
+def views_of(folder: Path) -> Tensor:
+    """The views [n, H, W, 3] that a finished run left."""
+    return torch.stack([picture(path) for path in sorted((folder / "views").glob("*.png"))])
+
+
+def speed(folder: Path) -> tuple[float, float]:
+    """T/K of a finished run and its evaluations a step, over all stages."""
+    slides = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    T = sum(slide["stride"] for slide in slides)
+    return T / len(slides), sum(slide["evaluations"] for slide in slides) / T
 
 
 def main() -> None:
@@ -88,30 +99,24 @@ def main() -> None:
     prompts, configured = choose(args.prompts), config.load(args.config)
     with ThreadPoolExecutor(args.jobs) as pool:
         made = {(prompt, method): pool.submit(run, args.config, prompt, method, args.out, [
-                    *pictured(configured, prompt, args.azimuth, args.out), *args.overrides])
+                    *METHODS[method], *pictured(configured, prompt, args.azimuth, args.out), *args.overrides])
                 for prompt, _ in prompts for method in METHODS}
         folders = {key: future.result() for key, future in made.items()}
 
     torch.set_num_threads(1)
     judge = Judge()
-    views = {key: torch.stack([picture(path) for path in sorted((folder / "views").glob("*.png"))])
-             for key, folder in folders.items()}
+    views = {key: views_of(folder) for key, folder in folders.items()}
     scores = {method: evaluate([(prompt, views[prompt, method]) for prompt, _ in prompts], builtin_prompts(), judge)
               for method in METHODS}
-    speed = {}
-    for (prompt, method), folder in folders.items():
-        slides = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        T = sum(slide["stride"] for slide in slides)  # of all stages
-        speed[prompt, method] = T / len(slides), sum(slide["evaluations"] for slide in slides) / T
+    speeds = [speed(folders[prompt, "window 7"]) for prompt, _ in prompts]
 
     print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | T/K | evaluations "
           "a step |\n|---|---|---|---|---|---|---|---|")
     one, seven = (scores[method].objects for method in METHODS)
-    for (prompt, new), a, b in zip(prompts, one, seven):
-        ratio, cost = speed[prompt, "window 7"]
+    for (prompt, new), a, b, (ratio, cost) in zip(prompts, one, seven, speeds):
         print(f"| {prompt} | {'yes' if new else ''} | {a.r_precision:.2f} | {b.r_precision:.2f} | {a.similarity:.3f} | "
               f"{b.similarity:.3f} | {ratio:.2f} | {cost:.2f} |")
-    ratio, cost = (fmean(speed[prompt, "window 7"][i] for prompt, _ in prompts) for i in (0, 1))
+    ratio, cost = map(fmean, zip(*speeds))
     a, b = (scores[method] for method in METHODS)
     print(f"| **all {len(prompts)}** | {sum(new for _, new in prompts)} | **{a.r_precision:.3f}** | **{b.r_precision:.3f}** | "
           f"{a.similarity:.3f} | {b.similarity:.3f} | **{ratio:.2f}** | {cost:.2f} |")

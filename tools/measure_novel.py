@@ -36,7 +36,7 @@ def true_views(shape: str, colour: str, cameras: Random, azimuth: float, n: int,
 
 
 def psnr(made: Tensor, true: Tensor) -> Tensor:
-    """Returns the peak signal-to-noise ratio [n] (dB) of views [n, H, W, 3]."""
+    """Returns the peak signal-to-noise ratio [n] (dB) of n pictures, in any order of dimensions."""
     return -10 * (made - true).square().flatten(1).mean(1).log10()
 
 

@@ -20,6 +20,7 @@ from mpiprop.views.cameras import orbit
 from mpiprop.views.reference import Reference
 from tools.corpus import COLOURS, SHAPES, caption, held_out
 from tools.dataset import PAIRS, PALETTE, load_tokenizer
+from tools.measure_novel import psnr
 from tools.posed import FOVY, GROUPS, TESTED, Posed
 from tools.train_prior import WEIGHTS
 from tools.training import sheet
@@ -38,11 +39,6 @@ def sampled(prior: Zero123 | MVDream, told: Condition, scale: float, seed: int) 
         eps = uncond + scale * (cond - uncond)
         x = next_.sqrt() * (x - (1 - bar).sqrt() * eps) / bar.sqrt() + (1 - next_).sqrt() * eps
     return prior.decode(x)
-
-
-def psnr(made: Tensor, true: Tensor) -> Tensor:
-    """Returns the peak signal-to-noise ratio [B] in dB."""
-    return -10 * torch.log10((made - true).square().mean(dim=(1, 2, 3)))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ..core.errors import UserError
 from ..core.steps import Streams
-from ..shapes.base import Shape, Splats
+from ..shapes.base import Shape, Splats, matrices
 from ..shapes.harmonics import harmonics
 from ..views.cameras import Image, Screen, Views
 
@@ -108,11 +108,7 @@ def project(splats: Splats, views: Views) -> tuple[Tensor, Tensor, Tensor]:
 
 def _spread(splats: Splats) -> Tensor:
     """The axes of each Gaussian, as long as its standard deviations: [3 (world), 3 (axis), N]."""
-    w, x, y, z = splats.rotations.unbind(-1)
-    rotation = torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-                            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-                            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
-    return rotation.view(3, 3, -1) * splats.scales.T
+    return matrices(splats.rotations) * splats.scales.T
 
 
 class _Composite(torch.autograd.Function):

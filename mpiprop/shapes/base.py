@@ -36,6 +36,14 @@ class Splats:
     harmonics: Tensor  # [N, K, 3] coefficients of real spherical harmonics, K = 1, 4, 9 or 16; colour is 0.5 + their sum
 
 
+def matrices(rotations: Tensor) -> Tensor:
+    """The rotations [3 (world), 3 (axis), N] of unit quaternions w x y z [N, 4]."""
+    w, x, y, z = rotations.unbind(-1)
+    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+                        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]).view(3, 3, -1)
+
+
 @dataclass(frozen=True)
 class Skin:
     """Features of a mesh as a picture, S texels a side, and where the corners of its F faces are on it."""

@@ -46,9 +46,13 @@ class Rules:
         """Whether opacities are reset when tau steps are done."""
         return self._turn(self.reset_every, tau)
 
+    def due(self, tau: int) -> bool:
+        """Whether Gaussians change in any way when tau steps are done."""
+        return self.changes(tau) or self.resets(tau)
+
     def ends(self, T: int) -> list[int]:
         """The steps beyond which no window reaches, the last of them T."""
-        return [tau for tau in range(1, T) if not self.cross and (self.changes(tau) or self.resets(tau))] + [T]
+        return [tau for tau in range(1, T) if not self.cross and self.due(tau)] + [T]
 
     def _turn(self, every: int, tau: int) -> bool:
         return every > 0 and tau > 0 and tau % every == 0 and self.first <= tau <= self.until
@@ -73,7 +77,7 @@ class Densify:
 
     def due(self, tau: int) -> bool:
         """Whether Gaussians change in any way when tau steps are done."""
-        return self.rules.changes(tau) or self.rules.resets(tau)
+        return self.rules.due(tau)
 
     def changed(self, x: State) -> State:
         """The state with the Gaussians that the rules make of its statistics."""

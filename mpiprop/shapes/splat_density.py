@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .base import Splats
+from .base import Splats, matrices
 from .harmonics import C0
 
 TOLERANCE = 1e-3  # of a density whose surface is around 1
@@ -45,7 +45,8 @@ def colour(splats: Splats, x: Tensor) -> Tensor:
 def _near(splats: Splats, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each block of near points that a Gaussian reaches: which points, which Gaussians, and exp(-m / 2) [points, C]."""
     means, opacities = splats.means.double(), splats.opacities
-    axes, scales = _axes(splats.rotations.double()), splats.scales.double().clamp(min=TINY)[:, None]
+    axes = matrices(splats.rotations.double()).permute(2, 0, 1).contiguous()
+    scales = splats.scales.double().clamp(min=TINY)[:, None]
     whiten = axes / scales  # columns: axes over deviations
     precision = whiten @ whiten.mT
     spread = (axes * scales).square().sum(-1).sqrt().float()  # deviations along x, y, z
@@ -68,15 +69,6 @@ def _near(splats: Splats, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             (xx, xy, xz), (_, yy, yz), (_, _, zz) = precision[near].permute(1, 2, 0)
             factors = torch.stack([xx, yy, zz, 2 * xy, 2 * xz, 2 * yz, *(-2 * pull.T), (mean * pull).sum(1)])
             yield points, near, (monomials @ (factors * -0.5)).float().clamp_(max=0).exp_()
-
-
-def _axes(rotations: Tensor) -> Tensor:
-    """Matrices [N, 3, 3] of unit quaternions w x y z [N, 4]; column k is axis k in the world."""
-    w, x, y, z = rotations.unbind(-1)
-    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]
-    return torch.stack(rows, -1).view(-1, 3, 3)
 
 
 def _blocks(x: Tensor) -> Iterator[Tensor]:
