@@ -42,6 +42,8 @@ class Drive:
             if self.last:
                 results.write(self.run, self.stage, self.window.x.theta, self.folder, self.log, self._stay)
                 self.reporter.state("done")
+            else:
+                results.cloud(self.stage, self.window.x.theta, self.folder)  # what the next stage makes of it may be none
         except Exception as error:
             state = "failed"
             try:
@@ -82,9 +84,7 @@ class Drive:
         else:
             then = config.parse(config.loads(found.config, "checkpoint"), str(path))
             index = [one.name for one in then.stages].index(found.stage)
-            before = Stage(then, index, stage.device)
-            theta = stage.begin(before, found.window.x.theta, self.log.say)
-            results.cloud(before, found.window.x.theta, self.folder)  # what comes now may be none
+            theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta, self.log.say)
             self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
         stage.scene.load(theta, 0)
         D, L = theta.layout.D, theta.layout.L
