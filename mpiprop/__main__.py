@@ -62,6 +62,8 @@ def parser() -> Parser:
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG-PROMPT-SEED)")
     run.add_argument("--resume", action="store_true", help="continue DIR, or the newest unfinished run of this config, prompt "
                      "and seed; starts afresh where there is none")
+    run.add_argument("--check", action="store_true", help="check all that the run needs, print its plan, and stop before the "
+                     "first step; writes nothing")
     run.add_argument("overrides", metavar="key=value", nargs="*", help='prompt="...", image=FILE, seed=1, ...')
 
     export = command("export", "Files from a finished or unfinished run.")
@@ -125,7 +127,7 @@ def dispatch(words: list[str]) -> int:
         raise UserError(f"{left[0]}: {args.command} has no such argument{suggestion(left[0], known)}")
     if args.command == "run":
         from . import app
-        return app.main(args.config, args.overrides, args.out, args.resume)
+        return app.main(args.config, args.overrides, args.out, args.resume, args.check)
     stop.ignore()
     from . import after
     return getattr(after, args.command)(args)

@@ -27,13 +27,13 @@ FREE_TO_CHANGE = ("device", "threads", "faults", "patience_s", "window", "checkp
                   "mesh", "image")  # on --resume; a picture counts by its content
 
 
-def main(name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
-    """Run configuration `name` on all ranks; the exit code."""
+def main(name: str, overrides: list[str], out: Path | None, resume: bool, check: bool = False) -> int:
+    """Run configuration `name` on all ranks, or with `check` only as far as its first step; the exit code."""
     log = Log()
     try:
         world = World.open()
         log = Log(rank=world.rank)
-        return Program(world, log).run(name, overrides, out, resume)
+        return Program(world, log).run(name, overrides, out, resume, check)
     except (UserError, RunError) as error:
         log.say(f"mpiprop: {error}", error=True)
         return exit_code(error)
@@ -45,8 +45,8 @@ class Program:
     def __init__(self, world: World, log: Log) -> None:
         self.world, self.log = world, log
 
-    def run(self, name: str, overrides: list[str], out: Path | None, resume: bool) -> int:
-        text, folder, self.reference = self.world.together(lambda: self._open(name, overrides, out, resume), by=0)
+    def run(self, name: str, overrides: list[str], out: Path | None, resume: bool, check: bool) -> int:
+        text, folder, self.reference = self.world.together(lambda: self._read(name, overrides, out, resume), by=0)
         run = self.world.together(lambda: config.parse(config.loads(text, name), name))
         torch.set_num_threads(run.threads)
         recycle_large_blocks()
@@ -54,20 +54,28 @@ class Program:
         self.world.together(lambda: self.world.prove(self.device))
         if crowd := self.world.crowded(self.device):
             self.log.say(crowd)
-        begin, finished = self.world.together(lambda: self._resume(folder, run, text, resume), by=0)
+        goes_on = resume and (folder / "window.h5").exists()
+        if goes_on and not check:
+            self.world.together(lambda: self._enter(folder), by=0)
+        begin, finished = self.world.together(lambda: self._standing(folder, run, text) if goes_on else (0, False), by=0)
         if finished:
             self.log.say(f"{folder}: finished already")
             return DONE
+        self.world.together(lambda: _build(run, begin), by=0)
+        if check:
+            return DONE
+        if not goes_on:
+            self.world.together(lambda: self._enter(folder), by=0)
+        self.world.together(lambda: self._put_down(folder, text, goes_on), by=0)
         for index in range(begin, len(run.stages)):
             code = self._stage(run, text, index, folder)
             if code is not None:
                 return code
         return DONE
 
-    def _open(self, name: str, overrides: list[str], out: Path | None,
+    def _read(self, name: str, overrides: list[str], out: Path | None,
               resume: bool) -> tuple[str, Path, Reference | None]:
-        """The resolved configuration, the run folder, which is made and locked, and told what happens in it, and the picture
-        to start from, if there is one."""
+        """The resolved configuration, the run folder, which may not exist yet, and the picture to start from, if any."""
         run = config.load(name, overrides)
         reference = self._picture(name, run)
         if reference is not None:
@@ -77,17 +85,17 @@ class Program:
         if not run.prompt and run.reads_prompt:
             raise UserError('nothing to make: give prompt="..."')
         folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run, out, resume)
+        return config.resolved(run), folder, reference
+
+    def _enter(self, folder: Path) -> None:
+        """Makes and locks the run folder, which from now on is told what happens."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = run_folder.lock(folder)
             self.log = Log(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-        if reference is not None:
-            from .export.pictures import png
-            png(reference.rgba, folder / "reference.png")
         stop.watch(folder)
-        return config.resolved(run), folder, reference
 
     def _picture(self, name: str, run: Run) -> Reference | None:
         """The picture to start from; None where the configuration makes objects from prompts."""
@@ -100,25 +108,27 @@ class Program:
         from . import photograph
         return photograph.read(run.image, run.reference)
 
-    def _resume(self, folder: Path, run: Run, text: str, resume: bool) -> tuple[int, bool]:
-        """The stage to go on with, and whether nothing is left to do."""
-        index, finished = 0, False
-        if resume and (folder / "window.h5").exists():
-            found = checkpoint.load(folder / "window.h5")
-            then = config.loads(found.config, "checkpoint")
-            if run.reference.sha256 != then.get("reference", {}).get("sha256"):
-                raise UserError(f"{folder / 'window.h5'}: was begun with another picture than {run.image}; "
-                                "give the same one, or another --out")
-            if difference := _difference(then, config.loads(text, "now")):
-                raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
-                                "give the same one, or another --out")
-            index, finished = [stage.name for stage in run.stages].index(found.stage), (folder / "done").exists()
-        else:
+    def _standing(self, folder: Path, run: Run, text: str) -> tuple[int, bool]:
+        """The stage that the run in `folder` goes on with, and whether nothing is left to do."""
+        found = checkpoint.load(folder / "window.h5")
+        then = config.loads(found.config, "checkpoint")
+        if run.reference.sha256 != then.get("reference", {}).get("sha256"):
+            raise UserError(f"{folder / 'window.h5'}: was begun with another picture than {run.image}; "
+                            "give the same one, or another --out")
+        if difference := _difference(then, config.loads(text, "now")):
+            raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
+                            "give the same one, or another --out")
+        return [stage.name for stage in run.stages].index(found.stage), (folder / "done").exists()
+
+    def _put_down(self, folder: Path, text: str, goes_on: bool) -> None:
+        """Puts the configuration and the picture into the run folder, and takes out what an earlier run left."""
+        if not goes_on:
             for stale in ("done", "metrics.jsonl"):
                 (folder / stale).unlink(missing_ok=True)
-        if not finished:
-            (folder / "config.yaml").write_text(text)
-        return index, finished
+        if self.reference is not None:
+            from .export.pictures import png
+            png(self.reference.rgba, folder / "reference.png")
+        (folder / "config.yaml").write_text(text)
 
     def _stage(self, run: Run, text: str, index: int, folder: Path) -> int | None:
         """One stage on this rank: None if another follows, else the exit code of the run."""
@@ -164,6 +174,12 @@ class Program:
         if shrink:
             self.world = self.world.shrunk()
         return code
+
+
+def _build(run: Run, begin: int) -> None:
+    """Builds every stage from number `begin` on, as a check. Raises UserError where one cannot be built."""
+    for index in range(begin, len(run.stages)):
+        Stage(run, index, torch.device("cpu"))
 
 
 def _difference(then: object, now: object, path: str = "") -> str:
