@@ -7,9 +7,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import plyfile
 import pytest
 import torch
+import trimesh
 from PIL import Image
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from mpiprop.core.errors import RunError, UserError
@@ -125,7 +128,6 @@ def test_nothing_to_export_says_so(density: float, threshold: float | str, said:
 
 
 def test_glb_is_read_back_y_up_with_linear_colours(mesh: Mesh, tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
     files.write(mesh, tmp_path / "mesh.glb")
     (read,) = trimesh.load(tmp_path / "mesh.glb").geometry.values()
     np.testing.assert_array_equal(read.vertices, mesh.vertices[:, [1, 2, 0]])
@@ -155,7 +157,6 @@ def test_glb_has_no_validator_complaint(mesh: Mesh, textured: Mesh, tmp_path: Pa
 
 
 def test_obj_is_read_back(mesh: Mesh, tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
     files.write(mesh, tmp_path / "mesh.obj")
     read = trimesh.load(tmp_path / "mesh.obj", process=False)
     np.testing.assert_array_equal(read.vertices.astype(np.float32), mesh.vertices[:, [1, 2, 0]])
@@ -164,7 +165,6 @@ def test_obj_is_read_back(mesh: Mesh, tmp_path: Path) -> None:
 
 
 def test_ply_is_read_back_in_the_world_frame(mesh: Mesh, tmp_path: Path) -> None:
-    plyfile = pytest.importorskip("plyfile")
     files.write(mesh, tmp_path / "mesh.ply")
     read = plyfile.PlyData.read(tmp_path / "mesh.ply")
     vertex = read["vertex"]
@@ -263,7 +263,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("suffix", ["glb", "obj"])
 def test_texture_is_read_back_as_the_field(textured: Mesh, tmp_path: Path, suffix: str) -> None:
     """Another program's geometry, UV and picture give the colours that were baked, all over the surface."""
-    trimesh = pytest.importorskip("trimesh")
     files.write(textured, tmp_path / f"mesh.{suffix}")
     (read,) = trimesh.load_scene(tmp_path / f"mesh.{suffix}", process=False).geometry.values()
     assert read.volume == pytest.approx(volume(textured), rel=1e-5) and len(read.faces) == len(textured.faces)
@@ -282,7 +281,6 @@ def test_texture_is_read_back_as_the_field(textured: Mesh, tmp_path: Path, suffi
 
 def test_picture_of_the_file_is_the_picture_of_the_source(textured: Mesh, tmp_path: Path) -> None:
     """Seen from the front, one ray a pixel: what the file shows is what the dense surface and its field show."""
-    trimesh = pytest.importorskip("trimesh")
     files.write(textured, tmp_path / "mesh.glb")
     read = trimesh.load(tmp_path / "mesh.glb", process=False, force="mesh")
     y, z = np.meshgrid(*(np.linspace(-0.7, 0.7, 64),) * 2)
@@ -330,14 +328,13 @@ def test_seams_do_not_show(textured: Mesh) -> None:
 
 def test_blub_keeps_shape_and_colours(shared: Path) -> None:
     """Half the faces of a real mesh: a Chamfer distance of a thousandth of its size, and its texture."""
-    trimesh, (tree,) = pytest.importorskip("trimesh"), [pytest.importorskip("scipy.spatial").cKDTree]
     blub = trimesh.load(shared / "meshes/blub.obj", process=False, force="mesh")
     blub.merge_vertices(merge_tex=True, merge_norm=True)
     mesh = finish(Mesh(blub.vertices.astype(np.float32), blub.faces.astype(np.int32)), paint, 6000, 512, 0.0, quiet)
     few = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     assert len(few.faces) == 6000 and few.is_watertight == blub.is_watertight
-    a, b = (tree(surface.sample(60_000, seed=0)) for surface in (blub, few))
-    sampling = tree(blub.sample(60_000, seed=1)).query(a.data)[0].mean()  # of two samples of the same surface
+    a, b = (cKDTree(surface.sample(60_000, seed=0)) for surface in (blub, few))
+    sampling = cKDTree(blub.sample(60_000, seed=1)).query(a.data)[0].mean()  # of two samples of the same surface
     assert (a.query(b.data)[0].mean() + b.query(a.data)[0].mean()) / 2 < sampling + 1e-3 * blub.scale
     atlas = mesh.texture.atlas
     x, uv = mesh.vertices[mesh.faces].mean(1), atlas.uv[atlas.faces].astype(float).mean(1)
@@ -367,7 +364,6 @@ def test_only_the_largest_part_is_kept_on_demand() -> None:
 
 
 def test_real_size_stands_on_the_ground(textured: Mesh, tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
     tall = finish(textured, paint, height_m=1.8, say=quiet)
     for suffix in ("glb", "obj"):
         files.write(tall, tmp_path / f"mesh.{suffix}")
@@ -377,7 +373,6 @@ def test_real_size_stands_on_the_ground(textured: Mesh, tmp_path: Path) -> None:
 
 
 def test_roughness_and_metallic_are_read_back(mesh: Mesh, tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
     files.write(finish(mesh, paint, 500, 64, 0.0, quiet, rough), tmp_path / "mesh.glb")
     material = trimesh.load(tmp_path / "mesh.glb", force="mesh").visual.material
     picture = np.array(material.metallicRoughnessTexture)

@@ -11,6 +11,7 @@ from threading import Event
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpiprop import checkpoint
 from mpiprop.__main__ import dispatch
@@ -176,10 +177,9 @@ def test_the_status_of_runs_that_are_done_and_failed(tmp_path):
 
 
 def test_tensorboard_gets_the_scalars_and_the_previews(monkeypatch, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("MPIPROP_TENSORBOARD", "1")
     assert dispatch(["run", "toy", *SHORT, "preview.every_s=0.01", "--out", str(tmp_path)]) == 0
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "toy")).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "toy")).Reload()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(event.step, event.value) for event in events.Scalars("stride")] == [(r["tau"], r["stride"]) for r in records]
     assert "sds" in events.Tags()["scalars"]

@@ -122,6 +122,6 @@ def test_the_test_command_checks_style_and_then_runs_what_is_asked_for(clone: Pa
     subprocess.run([clone / "tools/test", "tests/test_layers.py"], check=True, cwd="/",
                    env={name: value for name, value in os.environ.items() if name != "VENV"} | {"CALLS": str(calls)})
     assert calls.read_text().split() == ["python", "-m", "flake8", "mpiprop", "tests", "tools", "1",
-                                         "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
+                                         "python", "-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "loadfile",
                                          "--no-loadscope-reorder",
                                          "tests/test_layers.py", "1"]

@@ -4,14 +4,13 @@ from math import pi
 
 import pytest
 import torch
+import trimesh
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from mpiprop.core.errors import UserError
 from mpiprop.render.raster import antialias, clip, interpolate, neighbours, rasterize, sample_texture
 from mpiprop.views.cameras import Views, orbit, turntable
-
-trimesh = pytest.importorskip("trimesh")
 
 
 def sphere(subdivisions: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 import yaml
 from finished import flat
 from torch import nn
@@ -148,7 +149,6 @@ def test_gradients_of_the_texture_and_of_offsets_are_finite_differences(supersam
 
 
 def test_a_mesh_is_exported_with_its_own_atlas_and_texture(ball, tmp_path):
-    trimesh = pytest.importorskip("trimesh")
     mesh = extract(ball, faces=10, texture=16, say=lambda text: None)
     files.write(mesh, tmp_path / "mesh.glb")
     (read,) = trimesh.load(tmp_path / "mesh.glb").geometry.values()
