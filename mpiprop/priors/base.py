@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
+from mpiprop.priors.vocabulary import Vocabulary
 
 
 class Prior(Protocol):
@@ -21,6 +22,7 @@ class Prior(Protocol):
     device: torch.device
     alpha_bar: Tensor  # [T] float64 on the CPU, the cumulative product of 1 - beta
     group: int  # adjacent views that are denoised together
+    vocabulary: Vocabulary | None  # all words that it knows, of a model that knows few
 
     def embed(self, strings: Sequence[str]) -> Tensor:
         """The embeddings [V, N, E] float32 on the CPU of the strings; what encoded them is freed."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mpiprop.core.steps import Streams
 from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.vocabulary import Vocabulary
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "orange": (1.0, 0.5, 0.0), "yellow": (0.95, 0.85, 0.1), "green": (0.1, 0.65, 0.15),
            "turquoise": (0.1, 0.8, 0.75), "blue": (0.1, 0.2, 0.9), "purple": (0.5, 0.1, 0.7), "pink": (1.0, 0.5, 0.75)}
@@ -30,6 +31,7 @@ class ClosedForm:
     """
 
     group = 1
+    vocabulary = Vocabulary((), tuple(COLOURS), frozenset({"ball", "disc", "view", "side", "overhead", *SHADES}))
 
     def __init__(self, device: torch.device | str, *, size: int = 16, radius: float = 0.6, spread: float = 0.2) -> None:
         self.device, self.size, self.spread = torch.device(device), size, spread

@@ -18,6 +18,7 @@ from mpiprop.priors.base import alpha_bar
 from mpiprop.priors.original import Original
 from mpiprop.priors.parts import Parts
 from mpiprop.priors.prompts import encode
+from mpiprop.priors.vocabulary import Vocabulary
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -29,6 +30,7 @@ class Diffusion:
 
     def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str) -> None:
         self.device, self.parts = torch.device(device), parts
+        self.vocabulary = Vocabulary.builtin() if parts.model == "builtin" else None
         auto = "float16" if self.device.type == "cuda" else "float32"
         self.dtype: torch.dtype = getattr(torch, auto if dtype == "auto" else dtype)
         self.config = self.configured()
