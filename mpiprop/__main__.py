@@ -5,13 +5,14 @@
 Exit codes: 0 done; 2 a mistake in what was asked; 75 preempted, checkpoint written, run again with --resume; 1 anything else.
 """
 
+import sys
+
 from . import stop
 
 if __name__ == "__main__":
-    stop.listen()  # before the slow imports: from here on a signal is kept until the run can save
+    stop.listen(sys.argv[1:])  # before the slow imports
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from . import __version__
 from .core.errors import DONE, FAILED, MISTAKE, RunError, UserError
 
 FORMATS = ("glb", "obj", "ply", "mp4", "gif")
-EPILOG = """signals: SIGTERM and SIGUSR1 on any rank, or a file `stop` in the run folder, save a checkpoint and exit 75
+EPILOG = """signals: SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 on any rank, or a file `stop` in the run folder, save a
+  checkpoint and exit 75; a second SIGINT leaves at once
 environment: MPIPROP_CUDA_AWARE=1 hands device memory to MPI, auto does where the library can, 0 (default) goes through host
   memory; MPIPROP_TENSORBOARD=1 also writes RUN/tensorboard
 every configuration key with its default: mpiprop run --help"""
@@ -128,15 +130,14 @@ def dispatch(words: list[str]) -> int:
     if args.command == "run":
         from . import app
         return app.main(args.config, args.overrides, args.out, args.resume, args.check)
-    stop.ignore()
     from . import after
     return getattr(after, args.command)(args)
 
 
 def main() -> int:
     """The console script."""
-    stop.listen()
-    from .transport.world import launched_rank
+    stop.listen(sys.argv[1:])
+    from .core.launcher import launched_rank
 
     try:
         return dispatch(sys.argv[1:])

@@ -67,10 +67,12 @@ class Program:
         if not goes_on:
             self.world.together(lambda: self._enter(folder), by=0)
         self.world.together(lambda: self._put_down(folder, text, goes_on), by=0)
+        stop.resumes(name, overrides, folder)
         for index in range(begin, len(run.stages)):
             code = self._stage(run, text, index, folder)
             if code is not None:
                 return code
+            stop.release()
         return DONE
 
     def _read(self, name: str, overrides: list[str], out: Path | None,
@@ -143,6 +145,7 @@ class Program:
 
         def stopped() -> bool:
             return bool(stop.asked())
+        stop.hold()
         if world.size == 1:
             transport = Serial(unit if shards == 1 else Shared(unit, shards), stopped)
         else:

@@ -50,8 +50,9 @@ class Drive:
                 self.keeper.save(self.window, complete)
                 state = "preempted" if exit_code(error) == PREEMPTED else "failed"
                 if isinstance(error, Preempted):
-                    self.log.say(f"{stop.asked() or 'a signal on another rank'}: step {self.window.x.tau} of {self.stage.T} "
-                                 f"saved in {self.keeper.path}; run again with --resume")
+                    why, tau = stop.asked() or "a signal on another rank", self.window.x.tau
+                    self.log.parting(f"{why}: step {tau} of {self.stage.T} saved in {self.keeper.path}; "
+                                     f"go on with: {stop.again()}")
                     (self.folder / "stop").unlink(missing_ok=True)
             finally:
                 self.reporter.state(state)

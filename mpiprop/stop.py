@@ -1,34 +1,68 @@
-"""Whether the run has been asked to leave: SIGTERM, SIGUSR1 (any rank), or a file named `stop` in the run folder.
+"""Being asked to leave: SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 on any rank, or a file named `stop` in
+the run folder.
 
-Imported and armed before anything heavy, on every rank: launchers signal all of them, and one that dies by the default
-action takes the job along. Handlers only raise a flag; waits poll it.
+`listen` comes before anything heavy, on every rank: launchers signal all of them, and one that dies by the default action
+takes the job along. While a rank has nothing that is newer than the checkpoint (start-up, between stages) a signal ends it at
+once; while it `hold`s something it raises a flag, which waits poll.
 """
 
+import os
 import signal
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic, sleep, time
 
-from .core.errors import PREEMPTED
+from .core import log
+from .core.errors import INTERRUPTED, PREEMPTED
+from .core.launcher import command, launched_rank
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _asked: list[str] = []
+_again = ["run", "demo", "--resume"]  # the words that continue this run
 _folder: list[Path] = []
 _looked = [0.0]
 _since = time()
+_held = False
 
 
-def listen() -> None:
-    """From now on SIGTERM and SIGUSR1 raise the flag instead of killing the process."""
-    for name in ("SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), lambda number, frame, name=name: _asked.append(name))
+def listen(words: Sequence[str]) -> None:
+    """From now on a signal asks the command `words` to leave; a second SIGINT kills.
+
+    What the process inherited as ignored (SIGHUP under nohup, SIGINT in the background of a script) stays ignored. Commands
+    other than `run` have nothing to save: SIGINT ends them, and the rest keeps its default.
+    """
+    if words and words[0] != "run":
+        signal.signal(signal.SIGINT, _interrupted)
+        return
+    if words:
+        _again[:] = [word for word in words if word != "--resume"] + ["--resume"]
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _heard)
 
 
-def ignore() -> None:
-    """Back to the default: for commands that have nothing to save, a signal is the end."""
-    for name in ("SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+def resumes(config: str, overrides: Sequence[str], out: Path | None) -> None:
+    """What continues this run."""
+    _again[:] = ["run", config, *overrides, *(["--out", str(out)] if out else []), "--resume"]
+
+
+def again() -> str:
+    """The command that continues this run."""
+    return command(_again)
+
+
+def hold() -> None:
+    """From now on there is something to save, or the run has its exit code: a signal only makes `asked` true."""
+    global _held
+    _held = True
+
+
+def release() -> None:
+    """From now on nothing is newer than the checkpoint: a signal ends the process, and one that has come does so now."""
+    global _held
+    _held = False
     if _asked:
-        sys.exit(PREEMPTED)
+        _leave()
 
 
 def watch(folder: Path) -> None:
@@ -45,3 +79,29 @@ def asked() -> str:
         if (_folder[0] / "stop").exists():
             _asked.append(f"{_folder[0] / 'stop'}")
     return _asked[0] if _asked else ""
+
+
+def _heard(number: int, _frame: object) -> None:
+    first = not _asked
+    _asked.append(signal.Signals(number).name)
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not _held:
+        _leave()
+    elif first and number == signal.SIGINT and launched_rank() == 0:
+        log.tell("saving; Ctrl-C once more leaves at once, with the last checkpoint")
+
+
+def _leave() -> None:
+    """End the process, in whatever it was doing: MPI's collectives cannot be left in another way."""
+    who = ""
+    if rank := launched_rank():
+        sleep(1)  # most often all ranks are asked, and the first speaks for all: the launcher ends the others
+        who = f"rank {rank}: "
+    log.tell(f"{who}{_asked[0]}: nothing to save that is not on disk; go on with: {again()}")
+    os._exit(PREEMPTED)
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    log.tell("mpiprop: interrupted")
+    os._exit(INTERRUPTED)

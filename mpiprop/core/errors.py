@@ -1,6 +1,6 @@
 """The ways a run ends other than well, and the exit code of each (one line for the user, never a bare traceback)."""
 
-DONE, FAILED, MISTAKE, PREEMPTED = 0, 1, 2, 75
+DONE, FAILED, MISTAKE, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class UserError(Exception):

@@ -9,6 +9,8 @@ from time import monotonic, strftime
 
 from .errors import RunError
 
+CLEAR = "\r\x1b[K"  # a terminal's line
+
 
 class Log:
     """The console and the files of a run folder; other ranks than 0 keep quiet."""
@@ -25,15 +27,24 @@ class Log:
         """A line for the console and for run.log."""
         if self.rank == 0:
             self._clear()
-            print(line, file=sys.stderr if error else sys.stdout, flush=True)
+            _print(f"{line}\n", error)
         self.note(line)
+
+    def parting(self, line: str) -> None:
+        """The last words of a run that was asked to leave. On a terminal they go past mpirun, which loses what its ranks say
+        once it has been told to end them."""
+        if self.rank == 0 and terminal():
+            tell(f"{CLEAR}{line}")
+            self.note(line)
+        else:
+            self.say(line)
 
     def progress(self, line: str, *, last: bool = False) -> None:
         """The progress line: redrawn in place on a terminal, every 10 seconds elsewhere and in run.log."""
         now = monotonic()
         if last or now - self.drawn > (0.2 if self.tty else 10):
             self.drawn = now
-            print("\r\x1b[K" + line if self.tty else line, end="\n" if last or not self.tty else "", flush=True)
+            _print((CLEAR if self.tty else "") + line + ("\n" if last or not self.tty else ""))
         if last or now - self.noted > 10:
             self.noted = now
             self.note(line)
@@ -84,14 +95,35 @@ class Log:
 
     def _clear(self) -> None:
         if self.tty:
-            print("\r\x1b[K", end="")
+            _print(CLEAR)
 
 
 def on_terminal() -> bool:
     """Whether somebody watches: mpirun gives its first rank a pseudo-terminal even where its own output is a file."""
-    if "PMIX_RANK" not in os.environ:
-        return sys.stdout.isatty()
+    return bool(terminal()) if "PMIX_RANK" in os.environ else sys.stdout.isatty()
+
+
+def terminal() -> str:
+    """The terminal that mpirun, which started this process, writes to; empty where there is no mpirun or no terminal."""
     try:
-        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith("/dev/pts/")
+        device = os.readlink(f"/proc/{os.getppid()}/fd/1") if "PMIX_RANK" in os.environ else ""
     except OSError:
-        return False
+        return ""
+    return device if device.startswith("/dev/pts/") else ""
+
+
+def tell(line: str) -> None:
+    """A line for the console from anywhere, signal handlers included, where Python's own streams may be at work."""
+    with suppress(OSError):  # nobody is there any more
+        device = terminal()
+        console = os.open(device, os.O_WRONLY | os.O_NOCTTY) if device else os.dup(2)
+        os.write(console, f"{line}\n".encode())
+        os.close(console)
+
+
+def _print(text: str, error: bool = False) -> None:
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError:  # the terminal was closed, or the reader of a pipe has left: the run goes on without
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -77,6 +77,6 @@ def _mp4(frames: ndarray, path: Path, fps: int) -> None:
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{W}x{H}", "-r", str(fps), "-i", "-"]
     target = ["-vf", even, "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", path]
     command = ["ffmpeg", "-v", "error", "-y", *source, *target]
-    made = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+    made = subprocess.run(command, input=frames.tobytes(), capture_output=True, process_group=0)  # out of reach of Ctrl-C
     if made.returncode:
         raise RunError(f"{path.name}: ffmpeg failed: {made.stderr.decode(errors='replace').strip().splitlines()[-1]}")

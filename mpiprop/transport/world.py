@@ -17,14 +17,7 @@ from typing import Any
 import torch
 
 from ..core.errors import FAILED, RunError, UserError, coded, exit_code
-
-SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
-RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
-
-
-def launched_rank() -> int:
-    """This process's rank as the launcher's environment tells it, before MPI is up; 0 without one."""
-    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+from ..core.launcher import launched, launched_ranks
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class World:
     @classmethod
     def open(cls) -> "World":
         """All ranks of the launcher. Raises UserError where the launcher and the MPI library do not belong together."""
-        if not any(name in os.environ for name in (*RANKS[:3], "SLURM_STEP_ID")):
+        if not launched():
             return cls()
         try:
             from mpi4py import MPI
@@ -49,8 +42,8 @@ class World:
         except MPI.Exception as error:
             raise UserError(f"the ranks do not reach one another: {error}; look at the settings of the MPI library's network "
                             "(OMPI_MCA_btl, OMPI_MCA_pml, UCX_TLS)") from None
-        told = next((int(os.environ[name]) for name in SIZES if name in os.environ), comm.size)
-        if comm.size != told:
+        told = launched_ranks()
+        if told is not None and comm.size != told:
             raise UserError(f"the launcher started {told} ranks, the MPI library sees {comm.size}: mpirun and libmpi are of "
                             "different kinds (set MPI4PY_LIBMPI, or use the mpirun of the same installation)")
         world = cls.of(comm)
