@@ -66,6 +66,8 @@ def parser() -> Parser:
                      "and seed; starts afresh where there is none")
     run.add_argument("--check", action="store_true", help="check all that the run needs, print its plan, and stop before the "
                      "first step; writes nothing")
+    run.add_argument("--ranks", type=positive(int), metavar="N", help="start N ranks on this host (rank 0 leads, the others "
+                     "evaluate) with an mpirun that saves on Ctrl-C")
     run.add_argument("overrides", metavar="key=value", nargs="*", help='prompt="...", image=FILE, seed=1, ...')
 
     export = command("export", "Files from a finished or unfinished run.")
@@ -128,6 +130,10 @@ def dispatch(words: list[str]) -> int:
                  for option in action.option_strings]
         raise UserError(f"{left[0]}: {args.command} has no such argument{suggestion(left[0], known)}")
     if args.command == "run":
+        if args.ranks:
+            from . import launch
+            if launch.needed(args.ranks):
+                return launch.launch(args.ranks, words)
         from . import app
         return app.main(args.config, args.overrides, args.out, args.resume, args.check)
     from . import after

@@ -71,6 +71,7 @@ class Program:
         for index in range(begin, len(run.stages)):
             code = self._stage(run, text, index, folder)
             if code is not None:
+                stop.over()
                 return code
             stop.release()
         return DONE

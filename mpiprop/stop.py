@@ -6,15 +6,20 @@ takes the job along. While a rank has nothing that is newer than the checkpoint 
 once; while it `hold`s something it raises a flag, which waits poll.
 """
 
+from __future__ import annotations
+
 import os
 import signal
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from time import monotonic, sleep, time
+from typing import TYPE_CHECKING
 
-from .core import log
+from .core.console import tell
 from .core.errors import INTERRUPTED, PREEMPTED
 from .core.launcher import command, launched_rank
+
+if TYPE_CHECKING:  # nothing is loaded that can wait until signals are heard
+    from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _asked: list[str] = []
@@ -36,9 +41,14 @@ def listen(words: Sequence[str]) -> None:
         return
     if words:
         _again[:] = [word for word in words if word != "--resume"] + ["--resume"]
+    handle(_heard)
+
+
+def handle(handler: Callable[[int, object], None]) -> None:
+    """From now on `handler` gets all signals that ask to leave, but for those that the process inherited as ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _heard)
+            signal.signal(number, handler)
 
 
 def resumes(config: str, overrides: Sequence[str], out: Path | None) -> None:
@@ -52,7 +62,7 @@ def again() -> str:
 
 
 def hold() -> None:
-    """From now on there is something to save, or the run has its exit code: a signal only makes `asked` true."""
+    """From now on there may be something to save: a signal only makes `asked` true."""
     global _held
     _held = True
 
@@ -63,6 +73,13 @@ def release() -> None:
     _held = False
     if _asked:
         _leave()
+
+
+def over() -> None:
+    """The run has its exit code: from now on signals mean nothing, to the end of the process."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _heard:  # Python's own end gives its handlers up, but what is ignored stays so
+            signal.signal(number, signal.SIG_IGN)
 
 
 def watch(folder: Path) -> None:
@@ -89,7 +106,7 @@ def _heard(number: int, _frame: object) -> None:
     if not _held:
         _leave()
     elif first and number == signal.SIGINT and launched_rank() == 0:
-        log.tell("saving; Ctrl-C once more leaves at once, with the last checkpoint")
+        tell("saving; Ctrl-C once more leaves at once, with the last checkpoint")
 
 
 def _leave() -> None:
@@ -98,10 +115,10 @@ def _leave() -> None:
     if rank := launched_rank():
         sleep(1)  # most often all ranks are asked, and the first speaks for all: the launcher ends the others
         who = f"rank {rank}: "
-    log.tell(f"{who}{_asked[0]}: nothing to save that is not on disk; go on with: {again()}")
+    tell(f"{who}{_asked[0]}: nothing to save that is not on disk; go on with: {again()}")
     os._exit(PREEMPTED)
 
 
 def _interrupted(_number: int, _frame: object) -> None:
-    log.tell("mpiprop: interrupted")
+    tell("mpiprop: interrupted")
     os._exit(INTERRUPTED)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
-LAYERS = [("core",), ("stop",), ("components",), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
+LAYERS = [("core",), ("stop",), ("components", "launch"), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",),
           ("checkpoint", "export", "evaluate", "photograph", "run_folder", "charts", "plan"),
           ("handover", "report", "keeper"), ("recipe",), ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"),

@@ -1,12 +1,11 @@
 """What the launcher (mpirun, srun) tells a process about its job, before MPI is up."""
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+ASKED = "MPIPROP_RANKS"  # how many `run --ranks` has started
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 
 
@@ -27,7 +26,12 @@ def launched_ranks() -> int | None:
 
 def command(words: Sequence[str]) -> str:
     """The command line that starts mpiprop with these words as this process was started, for a shell."""
-    program = ["mpiprop"] if Path(sys.argv[0]).name == "mpiprop" else ["python", "-m", "mpiprop"]
+    import shlex
+
+    program = ["mpiprop"] if os.path.basename(sys.argv[0]) == "mpiprop" else ["python", "-m", "mpiprop"]
     ranks = launched_ranks() if launched() else None
-    launcher = [] if ranks is None else ["mpirun" if "OMPI_COMM_WORLD_SIZE" in os.environ else "srun", "-n", str(ranks)]
-    return shlex.join([*launcher, *program, *words])
+    if ranks is None:
+        return shlex.join([*program, *words])
+    if ASKED in os.environ:
+        return shlex.join([*program, *words, *([] if "--ranks" in words else ["--ranks", str(ranks)])])
+    return shlex.join(["mpirun" if "OMPI_COMM_WORLD_SIZE" in os.environ else "srun", "-n", str(ranks), *program, *words])

@@ -1,15 +1,12 @@
 """What the run says while it runs: one progress line, run.log (every line with time and rank), metrics.jsonl, status."""
 
 import json
-import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, strftime
 
+from .console import CLEAR, on_terminal, put, tell, terminal
 from .errors import RunError
-
-CLEAR = "\r\x1b[K"  # a terminal's line
 
 
 class Log:
@@ -27,7 +24,7 @@ class Log:
         """A line for the console and for run.log."""
         if self.rank == 0:
             self._clear()
-            _print(f"{line}\n", error)
+            put(f"{line}\n", error)
         self.note(line)
 
     def parting(self, line: str) -> None:
@@ -44,7 +41,7 @@ class Log:
         now = monotonic()
         if last or now - self.drawn > (0.2 if self.tty else 10):
             self.drawn = now
-            _print((CLEAR if self.tty else "") + line + ("\n" if last or not self.tty else ""))
+            put((CLEAR if self.tty else "") + line + ("\n" if last or not self.tty else ""))
         if last or now - self.noted > 10:
             self.noted = now
             self.note(line)
@@ -95,35 +92,4 @@ class Log:
 
     def _clear(self) -> None:
         if self.tty:
-            _print(CLEAR)
-
-
-def on_terminal() -> bool:
-    """Whether somebody watches: mpirun gives its first rank a pseudo-terminal even where its own output is a file."""
-    return bool(terminal()) if "PMIX_RANK" in os.environ else sys.stdout.isatty()
-
-
-def terminal() -> str:
-    """The terminal that mpirun, which started this process, writes to; empty where there is no mpirun or no terminal."""
-    try:
-        device = os.readlink(f"/proc/{os.getppid()}/fd/1") if "PMIX_RANK" in os.environ else ""
-    except OSError:
-        return ""
-    return device if device.startswith("/dev/pts/") else ""
-
-
-def tell(line: str) -> None:
-    """A line for the console from anywhere, signal handlers included, where Python's own streams may be at work."""
-    with suppress(OSError):  # nobody is there any more
-        device = terminal()
-        console = os.open(device, os.O_WRONLY | os.O_NOCTTY) if device else os.dup(2)
-        os.write(console, f"{line}\n".encode())
-        os.close(console)
-
-
-def _print(text: str, error: bool = False) -> None:
-    stream = sys.stderr if error else sys.stdout
-    try:
-        print(text, end="", file=stream, flush=True)
-    except OSError:  # the terminal was closed, or the reader of a pipe has left: the run goes on without
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            put(CLEAR)
