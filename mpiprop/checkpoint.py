@@ -20,7 +20,7 @@ from torch import Tensor
 from . import __version__
 from .core.errors import RunError, UserError
 from .core.theta import Layout, State, Theta
-from .picard.propeller import Window
+from .picard.window import Window
 
 FORMAT = 1
 

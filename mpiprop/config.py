@@ -18,13 +18,23 @@ from .components import PACKAGE, Node, classes, convert, describe_kind, key, nee
 from .core.errors import UserError
 from .core.steps import Schedule
 
+PRESETS = {"paper": {"decay": 0.9, "predict": "copy", "reuse": False}}  # of window, beside what the system's `paper` says
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout
 VERBATIM = ("prompt", "image", "from")  # overrides taken as they are, never read as YAML
 COMPONENTS = ("picard", "views", "shapes", "render", "priors", "guidance")  # packages whose classes `use` may name
 
 
 @dataclass(frozen=True)
+class Published:
+    threshold: float = key("first threshold e", lo=0)
+    aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e")
+
+
+@dataclass(frozen=True)
 class Window:
+    preset: Literal["default", "paper"] = key(
+        "what the keys not given here or in stages are set to: mpiprop's defaults, or Algorithm 2 of the DreamPropeller paper "
+        "as printed (threshold and aggregate of `paper`, decay 0.9, predict: copy, reuse: false)", "default")
     size: int = key("steps evaluated side by side, p; 1 is the sequential method", 7, lo=1)
     threshold: Literal["auto"] | float = key(
         "first threshold e (mean square per trained number); 0 is the exact method, auto follows the optimiser's steps",
@@ -33,9 +43,12 @@ class Window:
     aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e", "median")
     predict: Literal["copy", "momentum"] = key(
         "what new steps start from: the last iterate, or a line along its momentum", "momentum")
+    reuse: bool = key("keep a gradient whose parameters moved by no more than e since it was evaluated; false: evaluate all "
+                      "steps of the window anew in every iteration", True)
     shards: int = key("parts of a step's batch, each for a rank of its own where there are enough (1 + size x shards); "
                       "changes results by rounding", 1, lo=1)
     relative: float = key("with threshold auto: e in units of one optimiser step's mean square", 10.0, lo=0)
+    paper: None | Published = key("what preset: paper takes, as published for the system", None)
 
 
 @dataclass(frozen=True)
@@ -233,12 +246,27 @@ def parse(tree: Mapping[str, Any], where: str) -> Run:
 
 
 def _inherit(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`tree` with each stage's window completed by the run's."""
+    """`tree` with each stage's window completed by the run's, and all by their presets."""
     try:
-        return {**tree, "stages": [{**stage, "window": {**(tree.get("window") or {}), **(stage.get("window") or {})}}
-                                   for stage in tree["stages"]]}
+        shared = tree.get("window") or {}
+        windows = [_preset({**shared, **(stage.get("window") or {})}) for stage in tree["stages"]]
+        tree = {**tree, "window": _preset(shared), "stages": [
+            {**stage, "window": window} for stage, window in zip(tree["stages"], windows)]}
     except (AttributeError, KeyError, TypeError):
         return tree  # something is missing or of another kind: left for `convert` to say
+    for i, window in enumerate(windows):
+        if window.get("preset") == "paper" and "threshold" not in window:
+            raise UserError(f"stages.{i}.window.preset: no published threshold is known for this stage: give one, such as "
+                            "window.threshold=5.0e-6 (that of DreamFusion, Magic3D and TextMesh)")
+    return tree
+
+
+def _preset(window: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`window` completed by its preset; keys that it has stay as they are."""
+    if window.get("preset") not in PRESETS:
+        return window
+    published = {name: value for name, value in (window.get("paper") or {}).items() if name in Published.__annotations__}
+    return {**PRESETS[window["preset"]], **published, **window}
 
 
 def resolved(run: Run) -> str:

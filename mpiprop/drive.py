@@ -9,8 +9,8 @@ from .core.errors import DONE, PREEMPTED, Preempted, UserError, exit_code
 from .core.log import Log
 from .core.theta import Drift, Layout, State
 from .keeper import Keeper
-from .picard.propeller import Window, propel
 from .picard.rollout import Rollout
+from .picard.window import Window
 from .recipe import Stage
 from .reporter import Reporter
 from .transport.base import Transport
@@ -100,8 +100,8 @@ class Drive:
             with reporter.timed("rollout"):
                 return rollout(drift, x)
 
-        keys = {"p": stage.config.window.size, "threshold": stage.threshold(), "predict": stage.predictor(rollout)}
-        for self.window in chain.from_iterable(propel(self.window, self.transport, h_dagger, T=end, **keys)
+        propel = stage.propel(rollout)
+        for self.window in chain.from_iterable(propel(self.window, self.transport, h_dagger, T=end)
                                                for end in stage.scene.shape.ends(stage.T)):
             reporter.slide(self.window, self.transport)
             with reporter.timed("checkpoint"):

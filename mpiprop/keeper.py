@@ -11,7 +11,7 @@ from time import monotonic
 
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .picard.propeller import Window
+from .picard.window import Window
 
 
 class Keeper:

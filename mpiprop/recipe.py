@@ -1,7 +1,8 @@
 """One stage of a run, from its configuration: the scene on every rank, the unit where it evaluates, the rollout on root."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -12,9 +13,9 @@ from .core.errors import UserError
 from .core.steps import Streams
 from .core.theta import Theta
 from .guidance.penalties import PENALTIES
-from .picard import threshold
-from .picard.propeller import Predictor, Threshold, Window, copies
+from .picard import algorithm, pipelined, threshold
 from .picard.rollout import Rollout
+from .picard.window import Threshold, Window, copies
 from .priors.base import Prior
 from .priors.lora import Lora
 from .priors.prompts import Conditions
@@ -98,8 +99,15 @@ class Stage:
             return threshold.relative(window.decay, window.relative)
         return threshold.fixed if window.threshold == 0 else threshold.adaptive(window.decay, window.aggregate)
 
-    def predictor(self, rollout: Rollout) -> Predictor:
-        return rollout.predict if self.config.window.predict == "momentum" else copies
+    def propel(self, rollout: Rollout) -> Callable[..., Iterator[Window]]:
+        """The iteration that the window's keys ask for, to be given a window, s, h_dagger and T: Algorithm 2 as printed where
+        nothing is reused or predicted, else its pipelined form."""
+        window = self.config.window
+        keys = {"p": window.size, "threshold": self.threshold()}
+        if not window.reuse and window.predict == "copy":
+            return partial(algorithm.propel, **keys)
+        predict = rollout.predict if window.predict == "momentum" else copies
+        return partial(pipelined.propel, **keys, predict=predict, reuse=window.reuse)
 
     def _lora(self) -> Lora | None:
         """What the stage's guidance trains beside the scene."""

@@ -13,7 +13,7 @@ from . import results
 from .config import Run
 from .core.errors import UserError
 from .core.log import Log
-from .picard.propeller import Window
+from .picard.window import Window
 from .recipe import Stage
 from .transport.base import Transport
 

@@ -35,6 +35,7 @@ stages:
 def stage(**changes) -> Stage:
     """The stage, other keys for its shape and window put in."""
     keys = yaml.safe_load(STAGE)
-    keys["stages"][0]["window"] = {name: changes.pop(name) for name in ("size", "threshold") if name in changes}
+    keys["stages"][0]["window"] = {name: changes.pop(name) for name in ("preset", "size", "threshold")
+                                   if name in changes}
     keys["stages"][0]["shape"] |= changes
     return Stage(config.parse(keys, "cloud"), 0, torch.device("cpu"))

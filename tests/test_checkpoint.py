@@ -15,7 +15,7 @@ from mpiprop.checkpoint import Checkpoint
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Layout, State, Theta
-from mpiprop.picard.propeller import Window
+from mpiprop.picard.window import Window
 
 LAYOUT = Layout.of([("w", (20, 40), "a"), ("b", (200,), "c")], [("rides", (7,))])
 

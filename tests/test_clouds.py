@@ -14,8 +14,8 @@ from mpiprop.core import lineage
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.core.theta import Drift, Layout, State, Theta
-from mpiprop.picard.propeller import distance, propel
 from mpiprop.picard.rollout import Adam, Rollout
+from mpiprop.picard.window import distance
 from mpiprop.shapes.densify import SEEN, Densify, Rules, grown, pruned, reset, values
 from mpiprop.shapes.gaussians import ROWS, Gaussians, spacing
 from mpiprop.transport.base import Serial
@@ -237,12 +237,11 @@ def test_the_rollout_equals_a_loop_over_lists_of_tensors_and_torchs_adam():
     assert changes == 3 and x.theta.points[:, 1].tolist() == [parents.get(one, -1) for one in ids]
 
 
-def slides(one, p: int, window=None):
+def slides(one, window=None):
     unit, rollout = one.unit(one.embeddings()), one.rollout()
     window = window or one.open_window(rollout, one.scene.theta())
     for end in one.scene.shape.ends(one.T):
-        for window in propel(window, Serial(unit, lambda: False), rollout, p=p, T=end, threshold=one.threshold(),
-                             predict=one.predictor(rollout)):
+        for window in one.propel(rollout)(window, Serial(unit, lambda: False), rollout, T=end):
             yield window
 
 
@@ -272,9 +271,10 @@ def test_the_truth_clones_splits_prunes_and_resets(path):
     assert split and values(path[15].theta, "opacity").sigmoid().max() <= 0.3 + 1e-6
 
 
-@pytest.mark.parametrize("p, cross", [(3, True), (7, True), (7, False)])
-def test_threshold_zero_gives_the_bits_of_the_sequential_method_across_changes(path, p, cross):
-    seen = list(slides(stage(size=p, threshold=0, cross=cross), p))
+@pytest.mark.parametrize("p, cross, preset", [(3, True, "default"), (7, True, "default"), (7, False, "default"),
+                                              (4, True, "paper")])
+def test_threshold_zero_gives_the_bits_of_the_sequential_method_across_changes(path, p, cross, preset):
+    seen = list(slides(stage(preset=preset, size=p, threshold=0, cross=cross)))
     assert all(same(window.x, path[window.x.tau]) for window in seen) and seen[-1].x.tau == 30
     beyond = [change for window in seen for change in (6, 12, 15, 18, 24)
               if window.x.tau < change < window.x.tau + len(window.guess)]
@@ -282,23 +282,24 @@ def test_threshold_zero_gives_the_bits_of_the_sequential_method_across_changes(p
 
 
 def test_windows_cross_changes_at_the_default_threshold(path):
-    crossing, ending = (list(slides(stage(size=7, cross=cross), 7)) for cross in (True, False))
+    crossing, ending = (list(slides(stage(size=7, cross=cross))) for cross in (True, False))
     assert len(crossing) < len(ending) < 30
     passed = {change for window in crossing for change in (6, 12, 18, 24)
               if window.x.tau - window.stride < change < window.x.tau}
     assert passed  # accepted in the middle of a window
 
 
-@pytest.mark.parametrize("split", [1, 2, 3])
-def test_a_window_saved_across_a_change_goes_on_with_the_same_bits(tmp_path, split):
-    whole = list(slides(stage(size=7), 7))
+@pytest.mark.parametrize("split, keys", [(1, {"size": 7}), (2, {"size": 7}), (3, {"size": 7}),
+                                         (2, {"size": 7, "preset": "paper", "threshold": 5e-4})])
+def test_a_window_saved_across_a_change_goes_on_with_the_same_bits(tmp_path, split, keys):
+    whole = list(slides(stage(**keys)))
     middle = whole[split]
     checkpoint.save(tmp_path / "window.h5", Checkpoint(middle, "splats", 0, ""))
     found = checkpoint.load(tmp_path / "window.h5").window
     assert same(found.x, middle.x)
     for a, b in zip(found.guess, middle.guess, strict=True):
         assert torch.equal(a.flat, b.flat) and torch.equal(a.points, b.points) and a.layout == b.layout
-    rest = list(slides(stage(size=7), 7, replace(found, stride=middle.stride)))
+    rest = list(slides(stage(**keys), replace(found, stride=middle.stride)))
     assert [window.x.tau for window in rest] == [window.x.tau for window in whole[split + 1:]]
     assert all(same(a.x, b.x) for a, b in zip(rest, whole[split + 1:]))
 

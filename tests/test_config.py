@@ -1,5 +1,6 @@
 """Configuration: what is read is what was meant, complete; a mistake is one line that says where and what instead."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +105,27 @@ def test_a_stage_overrides_the_window_of_the_run_key_by_key(path: str, tmp_path:
     assert (again.stages[0].window.size, again.stages[0].window.decay) == (2, 0.1)
 
 
+def test_the_preset_of_the_paper_completes_what_is_not_given(path: str, tmp_path: Path) -> None:
+    """What is given beside the preset wins, for the run and for one stage; the resolved text is the same run."""
+    published = "window.paper={threshold: 5.0e-5, aggregate: mean}"
+    paper = config.Window(preset="paper", threshold=5e-5, decay=0.9, aggregate="mean", predict="copy", reuse=False,
+                          paper=config.Published(5e-5, "mean"))
+    cases = {
+        (published,): config.Window(paper=paper.paper),
+        (published, "window.preset=paper"): paper,
+        (published, "stages.0.window.preset=paper"): paper,
+        (published, "window.preset=paper", "window.threshold=1e-5", "window.size=3"): replace(paper, threshold=1e-5, size=3),
+        (published, "window.preset=paper", "stages.0.window={decay: 0.5, reuse: true}"): replace(paper, decay=0.5, reuse=True),
+        (published, "window.preset=paper", "stages.0.window.preset=default"): config.Window(paper=paper.paper),
+        ("window.preset=paper", "window.threshold=0"): replace(paper, threshold=0.0, aggregate="median", paper=None),
+        ("window.preset=paper", "stages.0.window.paper={threshold: 5.0e-5, aggregate: mean}"): paper}
+    for overrides, wanted in cases.items():
+        run = config.load(path, overrides)
+        assert run.stages[0].window == wanted, overrides
+        (tmp_path / "config.yaml").write_text(config.resolved(run))
+        assert config.load(str(tmp_path / "config.yaml")) == run
+
+
 def test_aliases_in_a_file_are_separate_things(tmp_path: Path) -> None:
     text = yaml.safe_dump({**TREE, "stages": [STAGE, {**STAGE, "name": "second"}]})
     assert "&id" in text  # shared nodes were written as aliases
@@ -154,7 +176,11 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
     (["seed=-1"], "seed: needs a number of at least 0, got -1"),
     (["seed="], "seed: needs whole number, got null"),
     (["device=gpu"], "device: needs auto | cpu | cuda, got 'gpu'"),
-    (["window=3"], "window: needs {size, threshold, "),
+    (["window=3"], "window: needs {preset, size, threshold, "),
+    (["window.preset=papers"], "window.preset: needs default | paper, got 'papers'"),
+    (["window.preset=paper"], "stages.0.window.preset: no published threshold is known for this stage: give one, such as "),
+    (["window.preset=paper", "window.paper={threshold: 1}"], "paper.aggregate: missing; needs median | mean | middle"),
+    (["window.paper=3"], "window.paper: needs null | {threshold, aggregate}, got 3"),
     (["stages.1.steps=3"], "stages.1.steps: no '1' in a list numbered 0 to 0"),
     (["stages.x.steps=3"], "stages.x.steps: no 'x' in a list numbered 0 to 0"),
     (["seed=1", "seed.x=3"], "seed.x: there are no keys in 1, so no 'x'"),

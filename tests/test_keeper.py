@@ -22,7 +22,8 @@ from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Drift, Layout, Theta
 from mpiprop.keeper import Keeper
 from mpiprop.picard import rollout, threshold
-from mpiprop.picard.propeller import Window, propel
+from mpiprop.picard.pipelined import propel
+from mpiprop.picard.window import Window
 from mpiprop.transport.base import Serial
 
 LAYOUT = Layout.of([("w", (300,), "a")], [("rides", (8,))])

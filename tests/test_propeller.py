@@ -1,16 +1,20 @@
-"""Generalized Picard iteration: at e = 0 it is the sequential method to the last bit; strides follow the errors."""
+"""Generalized Picard iteration: at e = 0 it is the sequential method to the last bit; at any e, Algorithm 2 as printed, and its
+pipelined form, are what a plain loop over whole windows makes of the paper's text."""
 
 import itertools
-from statistics import median
+from dataclasses import replace
+from functools import partial
+from statistics import fmean, median
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Drift, Layout, State, Theta
-from mpiprop.picard import threshold
-from mpiprop.picard.propeller import Window, copies, distance, fit, propel
+from mpiprop.picard import algorithm, pipelined, threshold
 from mpiprop.picard.rollout import SGD, Adam, AdamW, Adan, Rollout
+from mpiprop.picard.window import Window, copies, distance, fit
 from mpiprop.transport.base import Serial
 
 D, RIDING, T = 300, 10, 60
@@ -24,6 +28,11 @@ def drift(theta: Theta, tau: int) -> Drift:
     """A noisy gradient that also reads the riding state, so that a stale one shows."""
     noise = normal(Streams(3, tau)("noise"), D)
     return Drift(CURVATURE * torch.tanh(theta.trained - CENTRE) + 0.5 * noise + 0.01 * theta.flat[D:].sum(), {"tau": tau})
+
+
+def swinging(theta: Theta, tau: int) -> Drift:
+    """The same, to and fro: iterates leave their guesses and come back, so that errors rise and fall along a window."""
+    return replace(drift(theta, tau), grad=drift(theta, tau).grad + 4.0 * (-1) ** tau)
 
 
 def refresh(theta: Theta, tau: int) -> Theta:
@@ -50,19 +59,103 @@ def sequential(optimiser) -> list[torch.Tensor]:
     return path
 
 
-def slides(optimiser, p, rule=threshold.fixed, e=0.0, predict=copies, window=None):
+def slides(optimiser, p, rule=threshold.fixed, e=0.0, window=None, propel=pipelined.propel, unit=drift, **keys):
     rollout = Rollout(optimiser, refresh)
     window = window or Window(rollout.start(zero()), (), e)
-    return propel(window, Serial(drift, lambda: False), rollout, p=p, T=T, threshold=rule, predict=predict)
+    return propel(window, Serial(unit, lambda: False), rollout, p=p, T=T, threshold=rule, **keys)
+
+
+def naive(optimiser, unit, p, e, rule, reuse=False, predict=copies):
+    """An independent reading of Algorithm 2: whole windows in lists, nothing shared, nothing early.
+
+    With `reuse`, a slot whose error is within e keeps its theta and its drift for the next iteration. Yields tau, k, e after
+    the iteration, its errors, and theta_tau.
+    """
+    h = Rollout(optimiser, refresh)
+    start = h.start(zero())
+    tau, k, state = 0, 0, start
+    theta = [start.theta, *predict(start, p)]  # theta^k at tau, tau + 1, ..., tau + p
+    kept = [None] * (p + 1)
+    while tau < T:
+        drifts = [kept[j] or unit(theta[j], tau + j) for j in range(p)]
+        states = [state]
+        for j in range(p):
+            states.append(h(drifts[j], states[j].copy()))
+        errors = [float((states[j].theta.trained - theta[j].trained).double().square().mean()) for j in range(1, p + 1)]
+        skip = min([j for j in range(1, p + 1) if errors[j - 1] > e] + [p])
+        near = [0 < j < p and reuse and errors[j - 1] <= e for j in range(p + 1)]
+        new = [theta[j] if near[j] else states[j].theta for j in range(p + 1)]
+        kept = [drifts[j] if near[j] and j > skip else None for j in range(p + 1)][skip:] + [None] * skip
+        state, tau, k = states[skip], tau + skip, k + 1
+        theta = [state.theta, *new[skip + 1:], *predict(states[p], skip)]
+        e, p = rule(errors, e), min(p, T - tau)
+        yield tau, k, e, errors, state.theta.flat
+
+
+PLAIN = SGD(LAYOUT, lr=0.02)
+ITERATIONS = {  # what runs, and whether the plain loop reuses drifts and predicts to be the same
+    "paper": (algorithm.propel, False, False),
+    "pipelined as the paper": (partial(pipelined.propel, reuse=False), False, False),
+    "reuse": (pipelined.propel, True, False),
+    "prediction": (partial(pipelined.propel, reuse=False, predict=PLAIN.predict), False, True),
+    "reuse and prediction": (partial(pipelined.propel, predict=PLAIN.predict), True, True),
+}
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+@pytest.mark.parametrize("p", [1, 4, 7])
+@pytest.mark.parametrize("e", [0.0, 1e-4, 3e-3])
+def test_every_iteration_is_that_of_a_plain_loop(name, p, e):
+    """Position, threshold, errors and theta, with the mean and the median; e = 0 is held fixed."""
+    propel, reuse, predicted = ITERATIONS[name]
+    for aggregate, M in (("mean", fmean), ("median", median)):
+        rule = threshold.adaptive(0.9, aggregate) if e else threshold.fixed
+        truth = list(naive(PLAIN, swinging, p, e, lambda errors, e: 0.9 * e + 0.1 * M(errors) if e else 0.0, reuse,
+                           PLAIN.predict if predicted else copies))
+        seen = list(slides(PLAIN, p, rule, e, propel=propel, unit=swinging))
+        assert [(window.x.tau, window.k) for window in seen] == [(tau, k) for tau, k, *_ in truth]
+        assert all(torch.equal(window.x.theta.flat, flat) for window, (*_, flat) in zip(seen, truth))
+        for window, (_, _, e_next, errors, _) in zip(seen, truth):
+            assert window.e == pytest.approx(e_next, rel=1e-4) and window.errors == pytest.approx(errors, rel=1e-4, abs=1e-12)
+        if e and p > 1:
+            assert len({window.stride for window in seen}) > 1  # the threshold decides
+
+
+def test_algorithm_2_evaluates_every_slot_anew_in_each_iteration():
+    """Evaluations are p an iteration, fewer at the horizon alone; reuse saves some at the same threshold."""
+    counts = {}
+    for name in ("paper", "reuse"):
+        asked = []
+        seen = list(slides(PLAIN, 7, threshold.fixed, 3e-3, propel=ITERATIONS[name][0],
+                           unit=lambda theta, tau: asked.append(tau) or swinging(theta, tau)))
+        counts[name] = len(asked), sum(min(7, T - (window.x.tau - window.stride)) for window in seen)
+    assert counts["paper"][0] == counts["paper"][1] and counts["reuse"][0] < counts["reuse"][1]
+
+
+def test_algorithm_2_waits_for_the_whole_window_before_the_rollout():
+    """The pipelined form has handed out the first new step before the last drift of the window is used."""
+    def order(propel):
+        told = []
+
+        def unit(theta, tau):
+            told.append(("begin", tau))
+            return SimpleNamespace(result=lambda: told.append(("end", tau)) or drift(theta, tau))
+
+        rollout = Rollout(OPTIMISERS[0], refresh)
+        next(propel(Window(rollout.start(zero()), (), 0.0), unit, rollout, p=3, T=T, threshold=threshold.fixed))
+        return told
+    begun, ended = [("begin", 0), ("begin", 1), ("begin", 2)], [("end", 0), ("end", 1), ("end", 2)]
+    assert order(algorithm.propel) == begun + ended
+    assert order(pipelined.propel)[:5] == [*begun, ("end", 0), ("begin", 1)]
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS, ids=lambda optimiser: type(optimiser).__name__)
 @pytest.mark.parametrize("p", [1, 3, 7, 15, 100])
-@pytest.mark.parametrize("guess", ["copies", "momentum"])
-def test_threshold_zero_gives_the_bits_of_the_sequential_method_at_every_slide(optimiser, p, guess):
+@pytest.mark.parametrize("iteration", ["paper", "copies", "momentum"])
+def test_threshold_zero_gives_the_bits_of_the_sequential_method_at_every_slide(optimiser, p, iteration):
     path = sequential(optimiser)
-    predict = optimiser.predict if guess == "momentum" else copies
-    seen = [window for window in slides(optimiser, p, predict=predict)]
+    keys = {"paper": {"propel": algorithm.propel}, "copies": {}, "momentum": {"predict": optimiser.predict}}[iteration]
+    seen = [window for window in slides(optimiser, p, **keys)]
     assert all(torch.equal(window.x.theta.flat, path[window.x.tau]) for window in seen)
     assert seen[-1].x.tau == T and sum(window.stride for window in seen) == T and seen[-1].k <= T
 
@@ -91,13 +184,14 @@ def test_a_looser_threshold_needs_fewer_iterations_and_stays_near():
 
 
 @pytest.mark.parametrize("split", [1, 4, 9])
-def test_a_window_that_is_saved_and_opened_anew_goes_on_with_the_same_bits(split):
+@pytest.mark.parametrize("name", ["paper", "reuse and prediction"])
+def test_a_window_that_is_saved_and_opened_anew_goes_on_with_the_same_bits(split, name):
     """Guesses are the points where s is evaluated: that is all there is to remember, also at a loose threshold."""
-    optimiser = OPTIMISERS[0]
+    optimiser, propel = OPTIMISERS[0], ITERATIONS[name][0]
     rule = threshold.relative(0.9, 10.0)
-    whole = list(slides(optimiser, 7, rule, predict=optimiser.predict))
-    middle = list(itertools.islice(slides(optimiser, 7, rule, predict=optimiser.predict), split))[-1]
-    rest = list(slides(optimiser, 7, rule, predict=optimiser.predict, window=middle))
+    whole = list(slides(optimiser, 7, rule, propel=propel))
+    middle = list(itertools.islice(slides(optimiser, 7, rule, propel=propel), split))[-1]
+    rest = list(slides(optimiser, 7, rule, propel=propel, window=middle))
     assert torch.equal(rest[-1].x.theta.flat, whole[-1].x.theta.flat)
     assert [window.stride for window in rest] == [window.stride for window in whole[split:]]
 
@@ -123,7 +217,7 @@ def test_strides_and_evaluations_of_a_hand_made_window():
     unit = Counted([0.5, 2.0, 3.0, 0.1, 0.1, 0.1])
     rollout = Rollout(SGD(layout, lr=1.0), lambda theta, tau: theta)
     window = Window(rollout.start(Theta(torch.zeros(1), layout)), (), 1.0)
-    slide = propel(window, Serial(unit, lambda: False), rollout, p=3, T=6, threshold=threshold.fixed)
+    slide = pipelined.propel(window, Serial(unit, lambda: False), rollout, p=3, T=6, threshold=threshold.fixed)
 
     first = next(slide)
     assert first.errors == (0.25, 6.25, 30.25) and first.stride == 2 and first.x.tau == 2

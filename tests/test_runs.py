@@ -42,11 +42,11 @@ def test_threshold_zero_is_the_sequential_method(alone):
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks, overrides", [
     (1, ["window.threshold=0"]), (2, ["window.threshold=0"]), (3, ["window.threshold=0", "window.size=4"]),
-    (5, ["window.threshold=0"]), (3, [])])
+    (5, ["window.threshold=0"]), (3, []), (4, ["window.preset=paper"]), (3, ["window.preset=paper", "window.threshold=0"])])
 def test_any_number_of_ranks_gives_the_same_bits(mpirun, alone, tmp_path, ranks, overrides):
     done = mpirun(ranks, "run", "toy", STEPS, *overrides, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert flat(tmp_path / "run") == alone(*(["window.size=1"] if overrides else []))
+    assert flat(tmp_path / "run") == alone(*(["window.size=1"] if "window.threshold=0" in overrides else overrides))
 
 
 def started(n: int, folder: Path, *overrides: str) -> subprocess.Popen:
@@ -80,17 +80,17 @@ def test_killed_at_any_moment_and_resumed_on_other_ranks_gives_the_same_bits(mpi
     assert sum(slide["stride"] for slide in slides) == 60
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_and_exits_75_and_the_rest_is_the_same_at_the_default_threshold(alone, tmp_path, name):
-    process = started(0, tmp_path / "run")
+@pytest.mark.parametrize("name, keys", [("SIGTERM", []), ("SIGUSR1", []), ("SIGTERM", ["window.preset=paper"])])
+def test_a_signal_saves_and_exits_75_and_the_rest_is_the_same_above_threshold_zero(alone, tmp_path, name, keys):
+    process = started(0, tmp_path / "run", *keys)
     reached(tmp_path / "run", 2, process)
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75 and f"{name}: step" in out and "--resume" in out and not err
     assert not (tmp_path / "run" / "done").exists()
-    process = started(0, tmp_path / "run")
+    process = started(0, tmp_path / "run", *keys)
     assert process.wait(60) == 0
-    assert flat(tmp_path / "run") == alone()
+    assert flat(tmp_path / "run") == alone(*keys)
 
 
 @pytest.mark.mpi

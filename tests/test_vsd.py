@@ -17,7 +17,6 @@ from mpiprop.core.steps import Streams
 from mpiprop.core.theta import Theta
 from mpiprop.guidance.sds import SDS
 from mpiprop.guidance.vsd import VSD
-from mpiprop.picard.propeller import propel
 from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.lora import Lora, _shapes
@@ -221,8 +220,7 @@ def stage_of(folders: dict[str, str], policy: str, *more: str) -> Stage:
 def slides(stage: Stage, window=None):
     unit, rollout = stage.unit(stage.embeddings()), stage.rollout()
     window = window or stage.open_window(rollout, stage.scene.theta())
-    return propel(window, Serial(unit, lambda: False), rollout, p=stage.config.window.size, T=stage.T,
-                  threshold=stage.threshold(), predict=stage.predictor(rollout))
+    return stage.propel(rollout)(window, Serial(unit, lambda: False), rollout, T=stage.T)
 
 
 @pytest.fixture(scope="module")

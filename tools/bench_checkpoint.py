@@ -52,8 +52,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.keeper import Keeper
     from mpiprop.picard import threshold
-    from mpiprop.picard.propeller import Window, propel
+    from mpiprop.picard.pipelined import propel
     from mpiprop.picard.rollout import Adam, Rollout
+    from mpiprop.picard.window import Window
     from mpiprop.transport.mpi import Mpi, serve
 
     torch.set_num_threads(1)

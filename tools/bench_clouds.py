@@ -13,7 +13,7 @@ import argparse
 import torch
 
 from mpiprop import config
-from mpiprop.picard.propeller import Window, propel
+from mpiprop.picard.window import Window
 from mpiprop.recipe import Stage
 from mpiprop.results import frames
 from mpiprop.transport.base import Serial
@@ -35,9 +35,8 @@ class Way:
         unit, rollout = stage.unit(stage.embeddings()), stage.rollout()
         window = stage.open_window(rollout, stage.scene.theta())
         self.windows: list[Window] = []
-        keys = {"p": stage.config.window.size, "threshold": stage.threshold(), "predict": stage.predictor(rollout)}
         for end in stage.scene.shape.ends(stage.T):
-            for window in propel(window, Serial(unit, lambda: False), rollout, T=end, **keys):
+            for window in stage.propel(rollout)(window, Serial(unit, lambda: False), rollout, T=end):
                 self.windows.append(window)
         self.end = window.x
         views = stage.views[0].turntable(8, (32, 32))

@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
     from mpiprop.core.memory import recycle_large_blocks
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.picard import threshold
-    from mpiprop.picard.propeller import Window, propel
+    from mpiprop.picard.pipelined import propel
     from mpiprop.picard.rollout import Adam, Rollout
+    from mpiprop.picard.window import Window
     from mpiprop.transport.base import Serial
     from mpiprop.transport.world import World
 

@@ -52,18 +52,21 @@ class Busy:
 
 @dataclass
 class Deferred:
-    """A drift evaluated in this process when it is asked for."""
+    """A drift evaluated in this process when it is first asked for."""
 
     transport: "Serial"
     theta: Theta
     tau: int
+    drift: Drift | None = None
 
     def result(self) -> Drift:
         if self.transport.asked():
             raise Preempted
-        drift = self.transport.unit(self.theta, self.tau)
-        self.transport.busy.add(drift.seconds)
-        return replace(drift, grad=drift.grad.clone())
+        if self.drift is None:
+            drift = self.transport.unit(self.theta, self.tau)
+            self.transport.busy.add(drift.seconds)
+            self.drift = replace(drift, grad=drift.grad.clone())
+        return self.drift
 
 
 class Serial:
