@@ -24,6 +24,18 @@ class Prior(Protocol):
     group: int  # adjacent views that are denoised together
     vocabulary: Vocabulary | None  # all words that it knows, of a model that knows few
 
+    def verify(self, strings: Sequence[str] = ()) -> list[str]:
+        """Checks everything that the prior will read, without reading weights; a hub model's files are fetched.
+
+        Returns what the user should be told, a line each: of a file that was taken instead of another, of words of
+        `strings` (the texts to be embedded) that are lost or unknown. Raises UserError, one line, where a file is missing,
+        damaged or of another model.
+        """
+
+    def weight_bytes(self) -> int:
+        """Bytes of the networks that stay on the device while the prior is used; encoders of texts and pictures, which are
+        freed after use, do not count."""
+
     def embed(self, strings: Sequence[str]) -> Tensor:
         """The embeddings [V, N, E] float32 on the CPU of the strings; what encoded them is freed."""
 

@@ -66,6 +66,25 @@ class Diffusion:
         bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
         return bar.sqrt() * out + (1 - bar).sqrt() * x_t
 
+    def networks(self) -> dict[str, tuple[type, dict[str, Any]]]:
+        """The networks that stay on the device: class and configuration by part."""
+        from diffusers import UNet2DConditionModel
+
+        return {"unet": (UNet2DConditionModel, self.config)}
+
+    def verify(self, strings: Sequence[str] = ()) -> list[str]:
+        """Builds the networks without weights."""
+        self.weight_bytes()
+        return []
+
+    def weight_bytes(self) -> int:
+        """Bytes of the UNet, and of the VAE where there is one, in the prior's dtype."""
+        total = 0
+        for cls, config in self.networks().values():
+            with torch.device("meta"):
+                total += sum(p.numel() for p in cls.from_config(dict(config)).parameters()) * self.dtype.itemsize
+        return total
+
     def place(self, cls: type, part: str) -> Any:
         """A part of the model on its device."""
         return self.put(self.parts.load(part, cls, self.dtype))
@@ -93,6 +112,11 @@ class Latent(Diffusion):
         channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
         self.resolution = resolution or self.config["sample_size"] * 2 ** (len(channels) - 1)
         self.scale, self.shift = vae["scaling_factor"], vae.get("shift_factor") or 0.0
+
+    def networks(self) -> dict[str, tuple[type, dict[str, Any]]]:
+        import diffusers
+
+        return super().networks() | {"vae": (getattr(diffusers, self._vae), self.parts.config("vae"))}
 
     @cached_property
     def vae(self) -> nn.Module:
