@@ -125,13 +125,17 @@ class Program:
 
     def _put_down(self, folder: Path, text: str, goes_on: bool) -> None:
         """Puts the configuration and the picture into the run folder, and takes out what an earlier run left."""
+        from .export.files import atomic, sweep
+
+        sweep(folder)
         if not goes_on:
             for stale in ("done", "metrics.jsonl"):
                 (folder / stale).unlink(missing_ok=True)
         if self.reference is not None:
             from .export.pictures import png
             png(self.reference.rgba, folder / "reference.png")
-        (folder / "config.yaml").write_text(text)
+        with atomic(folder / "config.yaml") as part:  # cut short, --resume would not know the folder again
+            part.write_text(text)
 
     def _stage(self, run: Run, text: str, index: int, folder: Path) -> int | None:
         """One stage on this rank: None if another follows, else the exit code of the run."""

@@ -1,24 +1,29 @@
 #!/usr/bin/env python
-"""Kills runs at random moments, resumes them on other numbers of ranks, and compares how they end.
+"""Ends runs at random moments, resumes them on other numbers of ranks, and compares how they end.
 
     tools/stress.py --rounds 100
+    tools/stress.py --rounds 60 --configs demo/magic3d demo/prolificdreamer demo/dreamgaussian --signals KILL INT TERM
 
-A round starts or resumes a run of the toy configuration on 1 to 4 ranks and kills, with SIGKILL, the whole job or one of its
-ranks: during start-up, between slides, or while a checkpoint is being written. After a few rounds the run may finish; the
-numbers it ends with must be those of the undisturbed sequential run, to the last bit. A job that does not end, a checkpoint
-that is gone, damaged or older than the one before, and any other end count as failures: exit code 1.
+A round starts or resumes a run on 1 to 4 ranks and sends a signal to the whole job or one of its ranks: during start-up,
+between slides, while a checkpoint is being written, between stages, or while results are written. After a few rounds the run
+may finish. Its numbers must be those of the undisturbed sequential run, to the last bit, its pictures and meshes the same
+files, and its log whole. A job that does not end, a checkpoint that is gone, damaged or older than the one before, SIGINT or
+SIGTERM without exit code 75, and any other end count as failures: exit code 1.
 """
 
 import argparse
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep, time
@@ -26,30 +31,98 @@ from time import monotonic, sleep, time
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpiprop import checkpoint  # noqa: E402  (after the path)
-from mpiprop.core.errors import UserError  # noqa: E402
+from mpiprop import checkpoint, config  # noqa: E402  (after the path)
+from mpiprop.core.errors import DONE, PREEMPTED, UserError  # noqa: E402
 
-MOMENTS = ("start-up", "slides", "writing")
-SHORT = ["turntable.frames=1", "turntable.size=8", "mesh.resolution=8"]
+EXACT = ("window.size=4", "window.threshold=0", "checkpoint.every_s=0")
+SHORT = {"turntable": {"frames": 16, "size": 24}, "mesh": {"resolution": 16, "texture": 32, "faces": 300}}
+SMALL = {  # of shapes, where they have such keys
+    "levels": 4, "log2_table": 10, "hidden": 16, "occupancy_resolution": 16, "start_level": 2, "update_steps": 3,
+    "number": 150, "densify_from": 0, "densify_every": 4, "densify_gradient": 1.0e-3, "texture": 32, "faces": 300}
+RESOLUTION = {"shapes.dmtet:DMTet": 16, "shapes.textured:TexturedMesh": 24}
+DENSITY = 0.3  # where the surface of a barely trained cloud is
+RESULTS = ("*.png", "*.ply", "*.glb", "*.gif", "views/*.png")  # what two runs with the same numbers make alike
 
 
 class Failure(Exception):
     """What must not happen."""
 
 
-class Job:
-    """A run of the toy configuration in `folder`, in a session of its own."""
+@dataclass
+class Case:
+    """A configuration made small, and what its undisturbed run ends with."""
 
-    def __init__(self, folder: Path, ranks: int, *overrides: str) -> None:
-        launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
+    name: str
+    steps: int
+    folder: Path  # of the undisturbed run
+
+    def __post_init__(self) -> None:
+        tree = config.read(self.name)
+        self.stages = [stage["name"] for stage in tree["stages"]]
+        demo = self.name != "toy"
+        keys = SHORT | ({"preview": {"every_s": 0.5, "size": 16, "views": 2}} if demo else {})
+        for i, stage in enumerate(tree["stages"]):
+            at, shape = f"stages.{i}.", stage["shape"]
+            keys[f"{at}steps"] = self.steps
+            if demo:
+                keys |= {f"{at}shape.{key}": value for key, value in SMALL.items() if key in shape}
+                keys |= {f"{at}terms.0.views.batch": 1, f"{at}terms.0.views.size": 16}
+                if shape["use"] in RESOLUTION:
+                    keys[f"{at}shape.resolution"] = RESOLUTION[shape["use"]]
+                if shape["use"] == "shapes.textured:TexturedMesh":
+                    keys[f"{at}shape.threshold"] = DENSITY
+                if "samples" in stage["render"]:
+                    keys[f"{at}render.samples"] = 24
+        self.words = [self.name, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
+
+    def reached(self, folder: Path) -> tuple[int, int]:
+        """Stage and step of the folder's checkpoint, (-1, -1) without one. Raises Failure if it is damaged."""
+        if not (folder / "window.h5").exists():
+            return -1, -1
+        try:
+            found = checkpoint.load(folder / "window.h5")
+        except UserError as error:
+            raise Failure(str(error)) from None
+        return self.stages.index(found.stage), found.window.x.tau
+
+    def compare(self, folder: Path) -> None:
+        """Raises Failure unless the finished run in `folder` is the undisturbed one in all that it made."""
+        one, other = (checkpoint.load(run / "window.h5") for run in (self.folder, folder))
+        if one.window.x.theta.flat.numpy().tobytes() != other.window.x.theta.flat.numpy().tobytes():
+            raise Failure("ends with other numbers than the undisturbed run")
+        if one.stage != other.stage or not other.complete:
+            raise Failure(f"its checkpoint ends in stage {other.stage}, complete: {other.complete}")
+        files, expected = ({path.relative_to(run).as_posix() for path in run.rglob("*") if path.parent.name != "previews"}
+                           for run in (folder, self.folder))
+        if files != expected:
+            raise Failure(f"lacks {sorted(expected - files)}, has {sorted(files - expected)}")
+        for path in {path for pattern in RESULTS for path in self.folder.glob(pattern)}:
+            if path.read_bytes() != (folder / path.relative_to(self.folder)).read_bytes():
+                raise Failure(f"{path.relative_to(self.folder)} differs")
+        if not (folder / "report.html").read_text().rstrip().endswith("</html>"):
+            raise Failure("report.html is cut short")
+        slides = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for stage in self.stages:
+            mine = [slide for slide in slides if slide["stage"] == stage]
+            if [slide["k"] for slide in mine] != [*range(1, len(mine) + 1)] or sum(s["stride"] for s in mine) != self.steps:
+                raise Failure(f"metrics.jsonl: slides of stage {stage} are missing or there twice")
+
+
+class Job:
+    """A run of `case` in `folder`, in a session of its own: a process alone, ranks of mpirun, or those of `--ranks`."""
+
+    def __init__(self, case: Case, folder: Path, ranks: int, *overrides: str, own: bool = False) -> None:
         lines = (ROOT / "tools" / "mpi.env").read_text().splitlines()
         env = dict(line.split("=", 1) for line in lines if not line.startswith("#")) | os.environ
         env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+        launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 and not own else []
+        words = [*case.words, *overrides, *(["--ranks", str(ranks)] if ranks > 1 and own else []), "--out", folder, "--resume"]
+        self.how = "alone" if ranks == 1 else "--ranks" if own else "mpirun"
         self.folder, self.begun, self.said = folder, time(), folder.with_suffix(".said")
         with open(self.said, "w") as said:
-            self.process = subprocess.Popen([*launcher, sys.executable, "-m", "mpiprop", "run", "toy", *SHORT, *overrides,
-                                             "--out", folder, "--resume"], env=env, start_new_session=True,
-                                            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                ["env", "--default-signal=INT,HUP", *launcher, sys.executable, "-m", "mpiprop", "run", *words], env=env,
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
 
     @property
     def over(self) -> bool:
@@ -65,10 +138,10 @@ class Job:
                     found[pid] = words.get("OMPI_COMM_WORLD_RANK", (folder / "comm").read_text().strip())
         return found
 
-    def kill(self, pids: list[int]) -> None:
+    def send(self, number: int, pids: Sequence[int]) -> None:
         for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
     def end(self, limit: float) -> int:
         """The exit code, when all processes are gone. Raises Failure if for `limit` seconds nothing happens in the folder."""
@@ -77,11 +150,24 @@ class Job:
             if (touched := changed(self.folder)) != seen:
                 seen, late = touched, monotonic() + limit
             if monotonic() > late:
-                self.kill(list(hung := self.members()))
+                self.send(signal.SIGKILL, list(hung := self.members()))
                 self.process.wait()
                 raise Failure(f"hung: nothing new for {limit:.0f} s, still there: {', '.join(hung.values())}")
             sleep(0.02)
         return self.process.returncode
+
+    def words(self) -> str:
+        """The last that it said."""
+        return " / ".join(self.said.read_text().splitlines()[-3:])
+
+
+def hears(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM."""
+    try:
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return False
+    return bool(int(caught[1], 16) >> signal.SIGTERM - 1 & 1)
 
 
 def until(job: Job, holds: Callable[[], bool], limit: float) -> None:
@@ -89,7 +175,7 @@ def until(job: Job, holds: Callable[[], bool], limit: float) -> None:
     late = monotonic() + limit
     while not (holds() or job.over):
         if monotonic() > late:
-            job.kill(list(job.members()))
+            job.send(signal.SIGKILL, list(job.members()))
             raise Failure(f"no progress in {limit:.0f} s")
         sleep(0.0005)
 
@@ -102,88 +188,109 @@ def changed(path: Path) -> float:
         return 0.0
 
 
-def disturb(job: Job, folder: Path, draw: Random, limit: float) -> tuple[str, str]:
-    """Kill the job or, where it has several, a rank of it at a random moment: when and whom ("" if it was over before)."""
-    moment, one = draw.choice(MOMENTS), draw.random() < 0.6
+def ended(case: Case, folder: Path) -> int:
+    """How many stages have logged their last slide."""
+    with suppress(OSError):
+        text = (folder / "metrics.jsonl").read_text()
+        return sum(f'"stage": "{stage}", "tau": {case.steps},' in text for stage in case.stages)
+    return 0
+
+
+def disturb(case: Case, job: Job, name: str, draw: Random, limit: float) -> tuple[str, str]:
+    """Send the signal `name` at a random moment: when and to whom ("" if the job had come to its end)."""
+    folder, last = job.folder, len(case.stages) - 1
+    before = ended(case, folder)
+    moments = ["start-up", "slides", "writing", "results"] + ["stages"] * 2 * (before < last)
+    moment = draw.choice(moments)
     if moment == "start-up":
         sleep(draw.uniform(0, 4))
+    elif moment == "stages":
+        until(job, lambda: ended(case, folder) > before, limit)
+        sleep(draw.uniform(0, 1.5))
+    elif moment == "results":
+        until(job, lambda: changed(folder / "views") > job.begun, limit)
+        sleep(draw.uniform(0, 0.7))
     else:
         until(job, lambda: changed(folder / "metrics.jsonl") > job.begun, limit)
-        sleep(draw.uniform(0, 2))
+        sleep(draw.uniform(0, 1))
         if moment == "writing":
             until(job, (folder / ".window.h5.part").exists, limit)
             sleep(draw.uniform(0, 0.01))
-    members = job.members()
-    ranks = [pid for pid, name in members.items() if name.isdecimal()]
+    number, members, one = getattr(signal, f"SIG{name}"), job.members(), draw.random() < 0.5
+    ranks = sorted(pid for pid, name in members.items() if name.isdecimal())
     if job.over:
         return moment, ""
     if one and ranks:
-        job.kill([victim := draw.choice(sorted(ranks))])
-        return moment, f"rank {members[victim]}"
-    job.kill(list(members))
-    return moment, "all"
+        victims, whom = [draw.choice(ranks)], "a rank"
+    elif number == signal.SIGKILL:
+        victims, whom = list(members), "all"
+    else:
+        victims, whom = [job.process.pid], job.how
+    heard = all(map(hears, victims))
+    job.send(number, victims)
+    code = job.end(limit)
+    if code == DONE and (folder / "done").exists():
+        return moment, ""
+    asked = number != signal.SIGKILL and heard and whom != "mpirun"  # which has its own code
+    if asked and code != PREEMPTED:
+        raise Failure(f"SIG{name} to {whom} during {moment}: exit {code}: {job.words()}")
+    return moment, whom
 
 
-def reached(folder: Path) -> int:
-    """tau of the folder's checkpoint, -1 without one. Raises Failure if it is damaged."""
-    if not (folder / "window.h5").exists():
-        return -1
-    try:
-        return checkpoint.load(folder / "window.h5").window.x.tau
-    except UserError as error:
-        raise Failure(str(error)) from None
-
-
-def finish(folder: Path, limit: float, *overrides: str, ranks: int = 1) -> bytes:
-    """/x/flat of the run in `folder`, brought to its end. Raises Failure if it does not get there."""
-    job = Job(folder, ranks, *overrides)
+def finish(case: Case, folder: Path, limit: float, *overrides: str, ranks: int = 1) -> None:
+    """Brings the run in `folder` to its end. Raises Failure if it does not get there."""
+    job = Job(case, folder, ranks, *overrides)
     code = job.end(limit)
     if code or not (folder / "done").exists():
-        raise Failure(f"exit {code} on {ranks} ranks: {' / '.join(job.said.read_text().splitlines()[-3:])}")
-    return checkpoint.load(folder / "window.h5").window.x.theta.flat.numpy().tobytes()
+        raise Failure(f"exit {code} on {ranks} ranks: {job.words()}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="kills in all")
+    parser.add_argument("--rounds", type=int, default=100, help="signals in all, those not counted that come too late")
+    parser.add_argument("--configs", nargs="+", default=["toy"], metavar="CONFIG", help="toy, demo/...: taken in turn")
+    parser.add_argument("--signals", nargs="+", default=["KILL"], choices=["KILL", "INT", "TERM", "HUP", "USR1"])
+    parser.add_argument("--ranks", type=int, default=4, help="at the most")
     parser.add_argument("--seed", type=int, default=0, help="of whom, when, and on how many ranks")
-    parser.add_argument("--steps", type=int, default=60, help="T")
+    parser.add_argument("--steps", type=int, help="T of each stage (default: toy 60, others 12)")
     parser.add_argument("--limit", type=float, default=120, help="seconds without any sign after which a job counts as hung")
     args = parser.parse_args()
-    draw, kills, failures, runs = Random(args.seed), Counter(), [], 0
-    length = f"stages.0.steps={args.steps}"
-    exact = (length, "window.size=4", "window.threshold=0", "checkpoint.every_s=0")
+    draw, sent, failures, runs = Random(args.seed), Counter(), [], 0
     with tempfile.TemporaryDirectory(prefix="mpiprop-stress-") as base:
-        truth = finish(Path(base) / "undisturbed", args.limit, length, "window.size=1")
-        print("round   run  ranks  when      whom    exit    s    tau", flush=True)
-        while kills.total() < args.rounds:
-            runs += 1
+        cases = [Case(name, args.steps or (60 if name == "toy" else 12), Path(base) / name.replace("/", "-"))
+                 for name in args.configs]
+        for case in cases:
+            finish(case, case.folder, args.limit, "window.size=1")
+        print("round   run  config                how      when      signal  whom     exit    s  reached", flush=True)
+        while sent.total() < args.rounds:
+            case, runs = cases[runs % len(cases)], runs + 1
             folder = Path(base) / f"run-{runs}"
             try:
-                tau, left = -1, min(draw.randint(1, 8), args.rounds - kills.total())
+                now, left = (-1, -1), min(draw.randint(1, 8), args.rounds - sent.total())
                 while left and not (folder / "done").exists():
-                    job = Job(folder, ranks := draw.randint(1, 4), *exact)
-                    moment, whom = disturb(job, folder, draw, args.limit)
-                    began = monotonic()
+                    job = Job(case, folder, draw.randint(1, args.ranks), *EXACT, own=draw.random() < 0.5)
+                    name, began = draw.choice(args.signals), monotonic()
+                    moment, whom = disturb(case, job, name, draw, args.limit)
                     code = job.end(args.limit)
-                    before, tau = tau, reached(folder)
-                    if tau < before:
-                        raise Failure(f"the checkpoint fell back from step {before} to {tau}")
+                    before, now = now, case.reached(folder)
+                    if now < before:
+                        raise Failure(f"the checkpoint fell back from {before} to {now}")
                     if whom:
                         left -= 1
-                        kills[moment, whom if whom == "all" else "a rank", code] += 1
-                    print(f"{kills.total():5d} {runs:5d}  {ranks:5d}  {moment:8s}  {whom or 'over':6s} {code:5d} "
-                          f"{monotonic() - began:4.1f}  {tau:5d}", flush=True)
-                if finish(folder, args.limit, *exact, ranks=draw.randint(1, 4)) != truth:
-                    raise Failure("ends with other numbers than the undisturbed run")
+                        sent[moment, name, whom, code] += 1
+                    print(f"{sent.total():5d} {runs:5d}  {case.name:20s}  {job.how:7s}  {moment:8s}  {name:6s}  "
+                          f"{whom or 'over':7s} {code:4d} {monotonic() - began:4.1f}  {case.stages[max(0, now[0])]} {now[1]}",
+                          flush=True)
+                finish(case, folder, args.limit, *EXACT, ranks=draw.randint(1, args.ranks))
+                case.compare(folder)
             except Failure as failure:
-                failures.append(f"run {runs}, after {kills.total()} kills: {failure}")
+                failures.append(f"run {runs} of {case.name}, after {sent.total()} signals: {failure}")
                 print(failures[-1], flush=True)
             else:
                 shutil.rmtree(folder)
-    print(f"\n{kills.total()} kills in {runs} runs (seed {args.seed}); {len(failures)} runs lost or different")
-    for (moment, whom, code), count in sorted(kills.items()):
-        print(f"  {count:4d}  {whom:6s} during {moment:8s}  exit {code}")
+    print(f"\n{sent.total()} signals in {runs} runs (seed {args.seed}); {len(failures)} runs lost or different")
+    for (moment, name, whom, code), count in sorted(sent.items()):
+        print(f"  {count:4d}  SIG{name:4s} to {whom:7s} during {moment:8s}  exit {code}")
     return 1 if failures else 0
 
 

@@ -35,7 +35,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises RunError when the disk is full and UserError where the place cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -44,6 +44,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
             raise RunError(f"{path}: not written, the disk is full; make room and run `mpiprop export` again") from None
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed have left of files in `folder`."""
+    for temporary in folder.rglob(".*.part*"):
         temporary.unlink(missing_ok=True)
 
 
