@@ -69,7 +69,9 @@ attempt() {
     fi
     case $code in
         75) again "$run: saved" ;;
-        1 | 2) fail "$run: exit code $code" $code ;;
+        1 | 2)
+            [ $code = 1 ] && [ -n "$asked" ] && [ "$LAUNCHER" = mpirun ] || fail "$run: exit code $code" $code
+            lost "$run" $code ;;  # what mpirun returns when it is told to end, whatever its ranks return
         *) lost "$run" $code ;;  # killed, or what MPI or the launcher makes of that: 137, 14, 9; mpirun even 0
     esac
 }
