@@ -18,7 +18,7 @@ from .components import PACKAGE, Node, classes, convert, describe_kind, key, nee
 from .core.errors import UserError
 from .core.steps import Schedule
 
-PRESETS = {"paper": {"decay": 0.9, "predict": "copy", "reuse": False}}  # of window, beside what the system's `paper` says
+PRESETS = {"paper": {"decay": 0.9, "predict": "copy", "reuse": False, "compare": "scene"}}  # of window, beside its `paper`
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout
 VERBATIM = ("prompt", "image", "from")  # overrides taken as they are, never read as YAML
 COMPONENTS = ("picard", "views", "shapes", "render", "priors", "guidance")  # packages whose classes `use` may name
@@ -34,7 +34,7 @@ class Published:
 class Window:
     preset: Literal["default", "paper"] = key(
         "what the keys not given here or in stages are set to: mpiprop's defaults, or Algorithm 2 of the DreamPropeller paper "
-        "as printed (threshold and aggregate of `paper`, decay 0.9, predict: copy, reuse: false)", "default")
+        "as printed (threshold and aggregate of `paper`, decay 0.9, predict: copy, reuse: false, compare: scene)", "default")
     size: int = key("steps evaluated side by side, p; 1 is the sequential method", 7, lo=1)
     threshold: Literal["auto"] | float = key(
         "first threshold e (mean square per trained number); 0 is the exact method, auto follows the optimiser's steps",
@@ -45,6 +45,8 @@ class Window:
         "what new steps start from: the last iterate, or a line along its momentum", "momentum")
     reuse: bool = key("keep a gradient whose parameters moved by no more than e since it was evaluated; false: evaluate all "
                       "steps of the window anew in every iteration", True)
+    compare: Literal["all", "scene"] = key(
+        "numbers whose errors are held against e: all that train, or all but a LoRA's", "all")
     shards: int = key("parts of a step's batch, each for a rank of its own where there are enough (1 + size x shards); "
                       "changes results by rounding", 1, lo=1)
     relative: float = key("with threshold auto: e in units of one optimiser step's mean square", 10.0, lo=0)
@@ -100,6 +102,7 @@ class Term:
     guidance: Node = key("what is wanted there")
     weight: Schedule = key("factor of the guidance's loss", 1.0)
     penalties: dict[str, Schedule] = key("weight of each penalty, by name", dict)
+    densify: bool = key("whether its views count where Gaussians are cloned and split by their gradients on the screen", True)
 
 
 @dataclass(frozen=True)

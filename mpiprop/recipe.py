@@ -15,7 +15,7 @@ from .core.theta import Theta
 from .guidance.penalties import PENALTIES
 from .picard import algorithm, pipelined, threshold
 from .picard.rollout import Rollout
-from .picard.window import Threshold, Window, copies
+from .picard.window import Threshold, Window, copies, distance
 from .priors.base import Prior
 from .priors.lora import Lora
 from .priors.prompts import Conditions
@@ -53,7 +53,7 @@ class Stage:
             if told is not None:
                 given |= {"prior": self._prior(term.guidance), "prompts": told}
             terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
-                              term.penalties))
+                              term.penalties, term.densify))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name)
 
     def rollout(self) -> Rollout:
@@ -103,7 +103,8 @@ class Stage:
         """The iteration that the window's keys ask for, to be given a window, s, h_dagger and T: Algorithm 2 as printed where
         nothing is reused or predicted, else its pipelined form."""
         window = self.config.window
-        keys = {"p": window.size, "threshold": self.threshold()}
+        learnt = ("lora",) if window.compare == "scene" else ()
+        keys = {"p": window.size, "threshold": self.threshold(), "d": partial(distance, without=learnt)}
         if not window.reuse and window.predict == "copy":
             return partial(algorithm.propel, **keys)
         predict = rollout.predict if window.predict == "momentum" else copies
@@ -114,7 +115,15 @@ class Stage:
         learning = [term.guidance for term in self.config.terms if takes(term.guidance, "lora")]
         if len(learning) > 1:
             raise UserError(f"{learning[1].path}.lora: one term of a stage can learn, and {learning[0].path} does")
-        return build(learning[0].part("lora"), self._prior(learning[0]), self.init) if learning else None
+        if not learning:
+            return None
+        node = learning[0].part("lora")
+        lora = build(node, self._prior(node if "prior" in node.keys else learning[0]), self.init)
+        try:
+            lora.check(self._prior(learning[0]))
+        except UserError as error:
+            raise UserError(f"{node.path}: {error}") from None
+        return lora
 
     def _told(self, guidance: Node) -> Conditions:
         """What a guidance's prior is to be told of the prompt or the picture."""

@@ -30,6 +30,7 @@ class Term:
     guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, dict[str, float]]]
     weight: Schedule = 1.0
     penalties: Mapping[str, Schedule] = field(default_factory=dict)
+    densify: bool = True  # whether its views tell which points of a cloud need company
 
     def reads_normals(self, penalties: Collection[str]) -> bool:
         """Whether the guidance or one of the penalties looks at normals."""
@@ -64,7 +65,7 @@ class ComputationUnit:
                 told[name] = penalty.item()
                 loss = loss + weight * penalty
             (share * loss).backward()
-            if image.screen:
+            if image.screen and term.densify:
                 self.scene.measure(image.screen, batch, views.size)
             scalars |= {name: share * value for name, value in told.items()}
         self._refuse_non_finite(tau, scalars)

@@ -109,7 +109,7 @@ def test_the_preset_of_the_paper_completes_what_is_not_given(path: str, tmp_path
     """What is given beside the preset wins, for the run and for one stage; the resolved text is the same run."""
     published = "window.paper={threshold: 5.0e-5, aggregate: mean}"
     paper = config.Window(preset="paper", threshold=5e-5, decay=0.9, aggregate="mean", predict="copy", reuse=False,
-                          paper=config.Published(5e-5, "mean"))
+                          compare="scene", paper=config.Published(5e-5, "mean"))
     cases = {
         (published,): config.Window(paper=paper.paper),
         (published, "window.preset=paper"): paper,

@@ -246,6 +246,20 @@ def test_distance_sees_every_bit_and_only_trained_numbers():
     assert distance(x, y) == pytest.approx(float((x.flat - y.flat).double().square().mean()), rel=1e-5)
 
 
+def test_groups_left_out_count_for_identity_alone():
+    a, apart = zero(), ("slow",)
+    fast, slow = LAYOUT.groups["fast"], LAYOUT.groups["slow"]
+    both, hidden = a.flat.clone(), a.flat.clone()
+    both[fast], both[slow], hidden[slow] = 2.0, 7.0, 7.0
+    assert distance(a, Theta(both, LAYOUT), apart) == pytest.approx(4.0)
+    assert distance(a, Theta(both, LAYOUT)) == pytest.approx((200 * 4.0 + 100 * 49.0) / 300)
+    assert 0.0 < distance(a, Theta(hidden, LAYOUT), apart) < 1e-300 and distance(a, zero(), apart) == 0.0
+    path, d = sequential(OPTIMISERS[0]), partial(distance, without=apart)
+    for propel in (algorithm.propel, pipelined.propel):
+        seen = slides(OPTIMISERS[0], 7, propel=propel, d=d)
+        assert all(torch.equal(window.x.theta.flat, path[window.x.tau]) for window in seen)
+
+
 def test_fit_keeps_extends_and_cuts_guesses():
     x = State(0, zero(), {})
     guesses = tuple(Theta(torch.full((D + RIDING,), float(i)), LAYOUT) for i in (1, 2, 3))

@@ -20,6 +20,6 @@ def test_the_preset_of_the_paper_is_algorithm_2_with_the_published_threshold(nam
     for stage in run.stages:
         window = stage.window
         assert (window.threshold, window.aggregate, window.decay) == (pytest.approx(e * 1e-6), aggregate, 0.9)
-        assert (window.size, window.predict, window.reuse) == (7, "copy", False)
+        assert (window.size, window.predict, window.reuse, window.compare) == (7, "copy", False, "scene")
     for stage in config.load(name).stages:  # the default is another
         assert (stage.window.threshold, stage.window.predict, stage.window.reuse) == ("auto", "momentum", True)

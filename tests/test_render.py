@@ -25,7 +25,7 @@ class Ball(Field):
     def density(self, x):
         return self.height * torch.sigmoid(self.sharpness * (0.5 - x.norm(dim=-1)))
 
-    def probe(self, x, normals):
+    def probe(self, x, normals, along=None):
         def values(which):
             at = x[which]
             normal = torch.nn.functional.normalize(at, dim=-1) if normals else None

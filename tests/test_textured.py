@@ -54,7 +54,7 @@ class Ball(Field):
     def density(self, x):
         return 200 * torch.sigmoid(self.steepness * (RADIUS - x.norm(dim=-1)))
 
-    def probe(self, x, normals):
+    def probe(self, x, normals, along=None):
         return self.density(x), lambda which: Values(self.density(x[which]), torch.logit(paint(x[which])), None)
 
 

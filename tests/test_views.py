@@ -7,7 +7,8 @@ import torch
 
 from mpiprop.core.steps import Streams
 from mpiprop.views.cameras import look_at, orbit, turntable
-from mpiprop.views.samplers import Random, milestone
+from mpiprop.views.reference import Pose
+from mpiprop.views.samplers import Random, Reference, milestone
 
 
 def pixel_of(views, point):
@@ -100,6 +101,23 @@ def test_disturbances_have_their_published_size():
     assert abs(missed.square().mean().item() - 2 * 0.2 ** 2) < 0.006  # two normal components lie across it
     straight = drawn(steps=10, **calm, center_perturb=0.0)
     torch.testing.assert_close(straight["c2w"][:, :3, 2] * straight["distance"][:, None], straight["c2w"][:, :3, 3])
+
+
+def test_the_pictures_camera_is_displaced_and_turned_once_for_each_size():
+    """By deviates of that size; the same in every step of the same size, for one seed; it stays a camera."""
+    pose = Pose(0.0, 0.1, 3.8, 0.35)
+    plain = Reference(pose, size=128)(0, Streams(0, 0))
+    camera = Reference(pose, size=[[0, 64], [5, 128]], noise=2e-3)
+    first, same, other = (camera(tau, Streams(0, tau)).c2w for tau in (0, 4, 5))
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    c2w = torch.cat([camera(0, Streams(seed, 0)).c2w for seed in range(400)])
+    moved, turned = (c2w - plain.c2w)[:, :3, 3], (plain.c2w[:, :3, 2] - c2w[:, :3, 2])
+    assert moved.std(0) == pytest.approx(torch.full((3,), 2e-3), rel=0.2) and moved.mean(0).abs().max() < 4e-4
+    across = torch.stack([turned @ plain.c2w[0, :3, axis] for axis in (0, 1)])
+    assert across.std(1) == pytest.approx(torch.full((2,), 2e-3), rel=0.2)
+    rotation = c2w[:, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(400, 3, 3), atol=1e-5, rtol=0)
+    assert torch.equal(Reference(pose, size=128)(3, Streams(5, 3)).c2w, plain.c2w)
 
 
 def test_progressive_views_open_from_the_front_and_stay_in_range():

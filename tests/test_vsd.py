@@ -180,6 +180,40 @@ def test_neither_gradient_enters_the_other(folders):
     assert not torch.equal(found[7.5, 1.0][0], found[50.0, 1.0][0])
 
 
+HOST = "stages.0.terms.0.guidance.lora.prior={{use: priors.diffusion:StableDiffusion, model: {}}}"
+
+
+def test_an_adapter_of_another_network_that_is_the_same_changes_nothing(folders, tmp_path):
+    """The same weights in another folder, for the LoRA alone: the same gradient to the bit, from another object."""
+    copy = tiny_models.make("sd", tmp_path / "again")
+    found = []
+    for more in ([], [HOST.format(copy)]):
+        stage = stage_of(folders, "private", *more)
+        unit, theta = stage.unit(stage.embeddings()), stage.scene.theta()
+        found.append(unit(theta, 2).grad.clone())
+    assert stage.lora.prior is not unit.terms[0].guidance.prior and torch.equal(*found)
+
+
+def test_an_adapter_may_be_of_a_network_that_predicts_v(folders):
+    """What the renders look like to it is its own network's noise, with nothing learnt yet; the target keeps its own."""
+    stage = stage_of(folders, "shared", HOST.format(folders["sd-v"]))
+    guidance, host = stage.unit(stage.embeddings()).terms[0].guidance, prior_of(folders, "sd-v")
+    assert (guidance.prior.prediction, guidance.lora.prior.prediction) == ("epsilon", "v_prediction")
+    x_t, t, text, camera = question(host)
+    assert torch.equal(guidance.lora.eps(x_t, t, text, camera, 0), host.eps(x_t, t, text))
+    assert not torch.equal(guidance.prior.eps(x_t, t, text), host.eps(x_t, t, text))
+
+
+def test_a_network_that_reads_something_else_than_the_prior_is_refused(folders, tmp_path):
+    with pytest.raises(UserError, match=r"terms.0.guidance.lora: prior: its network reads latents of 3 channels, the "):
+        stage_of(folders, "shared", HOST.format(folders["if"]).replace("StableDiffusion", "DeepFloyd"))
+    tiny_models.make("sd", tmp_path / "wide")
+    told = json.loads((tmp_path / "wide/unet/config.json").read_text())
+    (tmp_path / "wide/unet/config.json").write_text(json.dumps(told | {"cross_attention_dim": 24}))
+    with pytest.raises(UserError, match=r"lora: prior: its network reads texts of width 24, the guidance's prior texts of "):
+        stage_of(folders, "shared", HOST.format(tmp_path / "wide"))
+
+
 def test_what_cannot_be_adapted_is_refused():
     with pytest.raises(UserError, match="a prior of text with a network to adapt"):
         Lora(ClosedForm("cpu"), Streams(0, 0))
@@ -278,8 +312,10 @@ def test_parts_add_up_to_the_batch(folders, parts):
 
 
 @pytest.mark.mpi
-def test_ranks_and_a_resumed_run_give_the_bits_of_one_process(launch, mpirun, folders, sequential, tmp_path):
-    tree = config.read("demo/prolificdreamer", overrides(folders, "averaged", "window.threshold=0", "window.size=2"))
+@pytest.mark.parametrize("host", [None, "sd-v"], ids=["own", "of v"])
+def test_ranks_and_a_resumed_run_give_the_bits_of_one_process(launch, mpirun, folders, sequential, tmp_path, host):
+    more = [HOST.format(folders[host])] if host else []
+    tree = config.read("demo/prolificdreamer", overrides(folders, "averaged", *more, "window.threshold=0", "window.size=2"))
     (tmp_path / "coarse.yaml").write_text(yaml.safe_dump(tree | {"stages": tree["stages"][:1], "mesh": {"resolution": 8}}))
     arguments = ("run", tmp_path / "coarse.yaml", "checkpoint.every_s=0", "--out", tmp_path / "run", "--resume")
     process, metrics = launch(3, *arguments), tmp_path / "run" / "metrics.jsonl"
@@ -290,5 +326,7 @@ def test_ranks_and_a_resumed_run_give_the_bits_of_one_process(launch, mpirun, fo
     assert process.returncode == 75, said
     done = mpirun(2, *arguments)
     assert done.returncode == 0, done.stderr
-    assert flat(tmp_path / "run") == sequential["averaged"].flat.numpy().tobytes()
+    alone = sequential["averaged"] if not host else list(
+        slides(stage_of(folders, "averaged", *more, "window.size=1")))[-1].x.theta
+    assert flat(tmp_path / "run") == alone.flat.numpy().tobytes()
     assert {"vsd", "lora"} <= set(json.loads(metrics.read_text().splitlines()[-1]))

@@ -4,6 +4,7 @@ Letters: B views, H = W pixels, M of them the object's.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,16 +25,22 @@ class Likeness:
     depth_rel: weight of 1 - Pearson's correlation, over the object, of depth with the picture's
     normal: weight of 1 - the mean cosine, over the object, between normals and the picture's
     threshold: opacity from which a pixel of the picture is the object's; null: as far as it is opaque
+    facing: cosine between the surface's normal and the camera's axis above which a pixel counts for rgb, as in DreamGaussian's
+        second stage (0.5); null: all count
     """
 
     def __init__(self, reference: Reference, *, rgb: Schedule = 500.0, mask: Schedule = 50.0, depth: Schedule = 0.0,
-                 depth_rel: Schedule = 0.0, normal: Schedule = 0.0, threshold: float | None = 0.5) -> None:
+                 depth_rel: Schedule = 0.0, normal: Schedule = 0.0, threshold: float | None = 0.5,
+                 facing: float | None = None) -> None:
         self.weights = {"rgb": rgb, "mask": mask, "depth": depth, "depth_rel": depth_rel, "normal": normal}
         for name, kind in (("depth", "depth"), ("depth_rel", "depth"), ("normal", "normal")):
             if self.weights[name] != 0 and getattr(reference, kind) is None:
                 raise UserError(f"{name}: there is no picture of it beside the image (NAME_{kind}.png for NAME_rgba.png); add "
                                 f"one, or set {name}: 0")
-        self.reference, self.threshold, self.reads_normals = reference, threshold, normal != 0
+        if facing is not None and not 0 <= facing < 1:
+            raise UserError(f"facing: needs a number in [0, 1), or null, got {facing:g}")
+        self.reference, self.threshold, self.facing = reference, threshold, facing
+        self.reads_normals = normal != 0 or facing is not None
         self._sizes: dict[tuple[int, torch.device], Reference] = {}
 
     def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
@@ -42,8 +49,12 @@ class Likeness:
             raise UserError(f"guidance.reference:Likeness: is given {len(views)} views; use views.samplers:Reference")
         picture = self.at(views.size[0], image.rgb.device)
         weights = {name: weight for name, schedule in self.weights.items() if (weight := at(schedule, tau))}
-        losses = {name: LOSSES[name](image, views, picture, self.mask(picture)) for name in weights}
-        numbers = {name: loss.item() for name, loss in losses.items()} | {"psnr": psnr(image, picture)}
+        inside, numbers = self.mask(picture), {"psnr": psnr(image, picture)}
+        if self.facing is not None:  # pixels that do not count are taken to be as they should
+            counts = axes(image, views)[0] > self.facing
+            image = replace(image, rgb=torch.where(counts, image.rgb, before(image, picture, inside)))
+        losses = {name: LOSSES[name](image, views, picture, inside) for name in weights}
+        numbers = {name: loss.item() for name, loss in losses.items()} | numbers
         nothing = 0 * image.rgb.sum()  # where every weight is 0: of the image all the same
         return sum((weights[name] * loss for name, loss in losses.items()), nothing), numbers
 
@@ -81,16 +92,21 @@ def depth_rel(image: Image, views: Views, picture: Reference, mask: Tensor) -> T
 
 def normal(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
     """Both normals are seen from the camera."""
-    if image.normal is None:
-        raise UserError("normal: the shape has no normals; set shape.normal, or the weight to 0")
-    right, up, back = views.c2w[:, None, None, :3, :3].to(image.normal).unbind(-1)
-    seen = torch.stack([(image.normal * axis).sum(-1) for axis in (back, up, -right)], -1)
+    seen = torch.cat(axes(image, views), -1)
     where = (mask[..., 0] > 0.5).expand(seen.shape[:-1])
     return 1 - cosine_similarity(seen[where], picture.normal.expand_as(seen)[where], dim=-1).mean()
 
 
 LOSSES: dict[str, Callable[[Image, Views, Reference, Tensor], Tensor]] = {
     "rgb": rgb, "mask": mask, "depth": depth, "depth_rel": depth_rel, "normal": normal}
+
+
+def axes(image: Image, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    """The normals' parts [B, H, W, 1] towards the camera, upwards and to the left, along the camera's axes."""
+    if image.normal is None:
+        raise UserError("normal: the shape has no normals; set shape.normal, or normal: 0 and facing: null")
+    right, up, back = views.c2w[:, None, None, :3, :3].to(image.normal).unbind(-1)
+    return tuple((image.normal * axis).sum(-1, keepdim=True) for axis in (back, up, -right))
 
 
 def before(image: Image, picture: Reference, mask: Tensor) -> Tensor:

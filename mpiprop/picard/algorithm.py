@@ -7,19 +7,20 @@ to the window start as copies of the last iterate. `pipelined` has the same argu
 from collections.abc import Iterator, Sequence
 
 from ..core.theta import Drift, Theta
-from .window import ComputationUnit, PseudoInverse, Threshold, Window, distance, fit, moved
+from .window import ComputationUnit, Distance, PseudoInverse, Threshold, Window, distance, fit, moved
 
 
 def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int,
-           threshold: Threshold) -> Iterator[Window]:
+           threshold: Threshold, d: Distance = distance) -> Iterator[Window]:
     """Slide `window` until theta_T is reached, yielding it after every iteration."""
     window = fit(window, p, T)  # theta^0_i <- theta for all i
     while window.x.tau < T:
-        window = iteration(window, s, h_dagger, T, threshold)
+        window = iteration(window, s, h_dagger, T, threshold, d)
         yield window
 
 
-def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: int, threshold: Threshold) -> Window:
+def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: int, threshold: Threshold,
+              d: Distance) -> Window:
     """The body of the paper's while loop."""
     tau, p, e = window.x.tau, len(window.guess), window.e
     old = [window.x.theta, *window.guess]  # theta^k_{tau+j}, j = 0 .. p
@@ -28,13 +29,13 @@ def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: in
     drift = evaluated(s, old[:p], tau)
 
     # theta^{k+1}_{tau+j+1} <- h_dagger(s(theta^k_{tau+j}), ... h_dagger(s(theta^k_tau), theta^k_tau) ...)
-    # error <- {d(theta^{k+1}_{tau+j}, theta^k_{tau+j})^2 / D}, j = 1 .. p
+    # error <- {d(theta^{k+1}_{tau+j}, theta^k_{tau+j})}, j = 1 .. p, the mean square, 1/D d^2 in the paper
     # skip <- min({j : error_j > e} with {p}); the optimiser's averages are kept of that state alone
     x, new, error, accepted = window.x.copy(), [window.x.theta], [], None
     for j in range(1, p + 1):
         x = h_dagger(drift[j - 1].read_as(old[j - 1], x.theta), x)
         new.append(x.theta)
-        error.append(distance(new[j], old[j]))
+        error.append(d(new[j], old[j]))
         if accepted is None and (j == p or not error[-1] <= e):  # NaN is beyond e, too
             accepted, skip = x.copy() if j < p else x, j
 
@@ -44,7 +45,7 @@ def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: in
     # tau <- tau + skip, k <- k + 1, e <- gamma e + (1 - gamma) M(error), p <- min(p, T - tau)
     tau = tau + skip
     p = min(p, T - tau)
-    return Window(accepted, tuple(new[skip + 1:skip + 1 + p]), threshold(e, window.k, error, moved(old[0], new[1])),
+    return Window(accepted, tuple(new[skip + 1:skip + 1 + p]), threshold(e, window.k, error, moved(old[0], new[1], d)),
                   window.k + 1, skip, tuple(error), tuple(each.scalars for each in drift[:skip]))
 
 

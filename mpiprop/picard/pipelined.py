@@ -15,11 +15,12 @@ Where h_dagger changes the points of a cloud, iterates of one step may have diff
 from collections.abc import Iterator
 
 from ..core.theta import Theta
-from .window import ComputationUnit, Predictor, Promise, PseudoInverse, Threshold, Window, copies, distance, fit, moved
+from .window import (ComputationUnit, Distance, Predictor, Promise, PseudoInverse, Threshold, Window, copies, distance, fit,
+                     moved)
 
 
 def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int,
-           threshold: Threshold, predict: Predictor = copies, reuse: bool = True) -> Iterator[Window]:
+           threshold: Threshold, d: Distance = distance, predict: Predictor = copies, reuse: bool = True) -> Iterator[Window]:
     """Slide `window` until theta_T is reached, yielding it after every iteration."""
     window = fit(window, p, T, predict)
     theta = (window.x.theta, *window.guess)
@@ -31,9 +32,9 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
         for j in range(p := len(window.guess)):
             arrived, drift[j] = drift[j].result(), None
             x = h_dagger(arrived.read_as(theta[j], x.theta), x)  # theta^{k+1}_{tau+j+1}
-            errors.append(distance(x.theta, theta[j + 1]))
+            errors.append(d(x.theta, theta[j + 1]))
             if j == 0:
-                step = moved(window.x.theta, x.theta)
+                step = moved(window.x.theta, x.theta, d)
             if accepted is None:
                 scalars.append(arrived.scalars)
                 if errors[j] <= window.e and j + 1 < p:

@@ -5,7 +5,7 @@ size of the window, s the computation unit (a gradient: expensive, evaluated in 
 optimiser step: cheap, in order), e the threshold, D the number of trained numbers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,6 +26,7 @@ PseudoInverse = Callable[[Drift, State], State]  # h_dagger; may spend the slots
 Threshold = Callable[[float, int, Sequence[float], float | None], float]
 """Next e from e, k, the errors, and the mean square of the first step, None where that step changed the points."""
 Predictor = Callable[[State, int], Iterable[Theta]]  # guesses for the n steps after a state
+Distance = Callable[[Theta, Theta], float]  # mean square; 0 only between thetas that are the same to the last bit
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,21 @@ def fit(window: Window, p: int, T: int, predict: Predictor = copies) -> Window:
     return replace(window, guess=(*window.guess, *predict(last, max(0, p - len(window.guess))))[:p])
 
 
-def distance(a: Theta, b: Theta) -> float:
-    """|a - b|^2 / D over the trained numbers (appendix C), b read on the points of a; 0 only where a and b agree to the last
-    bit, riding state and points too."""
+def distance(a: Theta, b: Theta, without: Collection[str] = ()) -> float:
+    """|a - b|^2 / D over the D trained numbers (appendix C), `without` those of some learning-rate groups, b read on the points
+    of a; 0 only where a and b agree to the last bit, groups left out, riding state and points too."""
     if a.flat is b.flat:
         return 0.0
-    square, D, there = 0.0, a.layout.D, b.read_as(a)
-    for block in blocks(0, D, a.flat.device):
+    square, there = 0.0, b.read_as(a)
+    spans = [span for group, span in a.layout.groups.items() if group not in without] if without else [slice(0, a.layout.D)]
+    for block in (block for span in spans for block in blocks(span.start, span.stop, a.flat.device)):
         difference = a.flat[block] - there.flat[block]
         square += float(torch.dot(difference, difference))
     if square == 0.0 and not (there is b and torch.equal(a.flat, b.flat)):
         return 5e-324  # differences too small to square still are differences
-    return square / D
+    return square / sum(span.stop - span.start for span in spans)
 
 
-def moved(before: Theta, after: Theta) -> float | None:
+def moved(before: Theta, after: Theta, distance: Distance = distance) -> float | None:
     """The mean square of one step; None where the step changed the points of a cloud."""
     return distance(after, before) if after.points is before.points else None

@@ -2,7 +2,8 @@
 (ProlificDreamer, section 3.2; LoRA: Hu et al. 2022).
 
 B images, x0, x_t and noise [B, C, h, w], text [B, N, E], n adapters. Their numbers are trained with the scene, as a
-learning-rate group of n lanes; the network is the prior's own, with the adapter switched on for the length of a call.
+learning-rate group of n lanes; the network, the guidance's own prior or another, has the adapter switched on for the length
+of a call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ Shapes = dict[str, tuple[int, ...]]
 class Lora(nn.Module):
     """Low-rank additions to the attention of a diffusion prior, and a camera embedding; at first they add nothing.
 
+    The prior is that of the guidance, unless `prior` names another for its network and noise schedule; that one reads the
+    same latents and texts (ProlificDreamer: Stable Diffusion 2.1 at 768 pixels, which predicts v, beside 2.1-base).
+
     rank: of the additions
     loras: 1: one adapter, trained in every step; n: step tau uses and trains adapter tau mod n alone, as if each of n
         workers kept its own
@@ -47,6 +51,18 @@ class Lora(nn.Module):
                  for part, shapes in (("adapter", self.adapter), ("camera", self.camera))}
         self.lanes = nn.ModuleList(nn.ParameterDict({part: nn.Parameter(numbers.clone()) for part, numbers in first.items()})
                                    for _ in range(loras))
+
+    def check(self, prior: Prior) -> None:
+        """Raises UserError where the network adapted here does not read what `prior`, the guidance's, is given."""
+        if not isinstance(prior, Diffusion) or isinstance(prior, Zero123):
+            raise UserError("needs a guidance whose prior reads text; use priors.diffusion:StableDiffusion there")
+        for key, about in (("in_channels", "latents of {} channels"), ("cross_attention_dim", "texts of width {}")):
+            mine, theirs = (one.config.get(key) for one in (self.prior, prior))
+            if mine != theirs:
+                raise UserError(f"prior: its network reads {about.format(mine)}, the guidance's prior {about.format(theirs)}; "
+                                "give one of the same family")
+        if len(self.prior.alpha_bar) != len(prior.alpha_bar):
+            raise UserError(f"prior: has {len(self.prior.alpha_bar)} timesteps, the guidance's {len(prior.alpha_bar)}")
 
     def due(self, tau: int) -> bool:
         """Whether the adapters are replaced by their mean for step tau."""

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ..core.errors import UserError
 from ..core.steps import Streams, normal, uniform
-from ..shapes.base import Field
+from ..shapes.base import Field, Steps
 from ..shapes.occupancy import threshold
 from ..views.cameras import Image, Samples, Views
 
@@ -77,18 +77,19 @@ class Volume:
             occupied = grid * step > least
         with torch.no_grad():
             ray, t = self.march(origins, directions, occupied, field.radius, step, jitter)
-            positions = torch.addcmul(origins[ray], directions[ray], t[:, None])
-            density, values = field.probe(positions, normals)
+            towards = directions[ray]
+            positions = torch.addcmul(origins[ray], towards, t[:, None])
+            density, values = field.probe(positions, normals, Steps(towards, step))
             passed = torch.exp(-_before(density.double() * step, ray, len(origins)))
             kept = ((passed >= EARLY_STOP) & (-torch.expm1(-density * step) >= least)).nonzero()[:, 0]
-            ray, t, positions = ray[kept], t[kept], positions[kept]
+            ray, t, positions, towards = ray[kept], t[kept], positions[kept], towards[kept]
         at = values(kept)
         weights = composite_weights(at.density * step, ray, len(origins))
         colour = shade(at.features, positions, at.normals, light[ray])
         channels = [colour, torch.ones_like(t)[:, None], t[:, None]] + ([] if at.normals is None else [at.normals])
         summed = colour.new_zeros(len(origins), 8 if normals else 5)
         summed = summed.index_add(0, ray, torch.cat(channels, -1) * weights[:, None])
-        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals, at.slope)
+        return summed, Samples(ray, t, weights, positions, towards, at.normals, at.slope)
 
 
 def _nearby(field: Field, samples: Samples, rays: int, rng: Streams, displacement: float) -> Tensor:

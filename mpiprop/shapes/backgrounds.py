@@ -16,18 +16,23 @@ class Solid(nn.Module):
     """One colour behind everything.
 
     colour: red, green, blue in [0, 1]
+    invert_prob: probability that the background of a training view is 1 - colour instead
     random_prob: probability that the background of a training batch is one random colour per view instead
     """
 
-    def __init__(self, rng: Streams, *, colour: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    def __init__(self, rng: Streams, *, colour: tuple[float, float, float] = (1.0, 1.0, 1.0), invert_prob: float = 0.0,
                  random_prob: float = 0.0) -> None:
         super().__init__()
         self.colour = nn.Buffer(torch.tensor(colour), persistent=False)
-        self.random_prob = random_prob
+        self.invert_prob, self.random_prob = invert_prob, random_prob
 
     def forward(self, directions: Tensor, rng: Streams | None) -> Tensor:
         """Colours [B, H, W, 3] seen along unit directions [B, H, W, 3]; rng None: evaluation."""
-        return _replaced(self.colour.expand_as(directions), self.random_prob, rng)
+        colours = self.colour.expand_as(directions)
+        if rng is not None and self.invert_prob:
+            inverted = rng.rows("background.invert", uniform, len(directions), 1, 1, 1) < self.invert_prob
+            colours = torch.where(inverted.to(colours.device), 1 - colours, colours)
+        return _replaced(colours, self.random_prob, rng)
 
 
 class NeuralEnvironment(nn.Module):

@@ -26,6 +26,14 @@ class Values:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The equal steps of rays whose middles are points."""
+
+    directions: Tensor  # [N, 3] unit, away from the camera
+    length: float  # world units
+
+
+@dataclass(frozen=True)
 class Splats:
     """N 3D Gaussians as a rasteriser takes them: activated, world units, differentiable."""
 
@@ -128,9 +136,14 @@ class Field(Shape):
         """What [N] exceeds a level inside the surface, at points [N, 3]."""
         return self.density(x)
 
-    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+    def probe(self, x: Tensor, normals: bool, along: Steps | None = None
+              ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
         """Density [N] at points [N, 3], not differentiable, and a function that returns what it takes to render some of
-        them (a mask or indices, or a slice): most work is done once, and backward only where it counts."""
+        them (a mask or indices, or a slice): most work is done once, and backward only where it counts.
+
+        `along` tells of the rays that the points lie on. Densities that depend on the direction read it in the second part;
+        the first is then that of a ray that meets the surface head-on, which is never less.
+        """
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:

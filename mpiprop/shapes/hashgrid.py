@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..core.steps import Streams
-from .base import Values
+from .base import Steps, Values
 from .encoding import HashEncoding
 from .gridded import Gridded
 from .networks import MLP, trunc_exp
@@ -69,7 +69,8 @@ class HashGrid(Gridded):
     def density(self, x: Tensor) -> Tensor:
         return self.activation(self.density_network(self.encoding(self._unit(x)))[0] + self._blob(x)[0])
 
-    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+    def probe(self, x: Tensor, normals: bool, along: Steps | None = None
+              ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
         unit = self._unit(x)
         analytic = normals and self.normal == "analytic"
         read = self.encoding.read(unit, analytic)

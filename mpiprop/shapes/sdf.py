@@ -2,8 +2,9 @@
 
 Both densities are s times a distribution function of -s f: matter of density s inside, that thins out over about 1 / s
 around the surface f = 0. NeuS (Wang et al. 2021, eq. 10) has the logistic one: a short step dt has the opacity
-(Phi(s f) - Phi(s (f - dt))) / Phi(s f) of a section that meets the surface head-on, Phi the sigmoid. VolSDF (Yariv et al.
-2021, eq. 2) has Laplace's. Neither looks at the ray's direction, so any volume renderer takes them. Letters: N points.
+(Phi(s f) - Phi(s (f - dt))) / Phi(s f) of a section that meets the surface head-on, Phi the sigmoid. A ray that meets it at
+an angle sees the distance change more slowly, and with it less matter: `approach` and `grazing`. VolSDF (Yariv et al. 2021,
+eq. 2) has Laplace's, whatever the direction. Letters: N points.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import logsigmoid, mse_loss, relu
 
+from ..core.errors import UserError
 from ..core.steps import Streams, normal as normal_draws, uniform
 from . import triangles
-from .base import Values
+from .base import Steps, Values
 from .encoding import HashEncoding
 from .gridded import Gridded
 from .networks import MLP
@@ -27,6 +29,22 @@ POOL, BATCH, NEAR = 1 << 14, 1 << 12, 0.05  # points known and looked at in a st
 def neus(f: Tensor, s: Tensor) -> Tensor:
     """Density [N] = phi_s(f) / Phi_s(f) = s / (1 + exp(s f)) at signed distances [N]."""
     return s * torch.sigmoid(-s * f)
+
+
+def approach(cos: Tensor, annealed: float) -> Tensor:
+    """How fast [N] the distance is taken to fall along rays at cosines `cos` [N] to the normal (threestudio's NeuS).
+
+    When all is annealed (1) it is -cos, 0 where the ray leaves the surface; at first (0) it is (1 - cos) / 2, so that rays of
+    every direction have a gradient.
+    """
+    return relu(0.5 - 0.5 * cos) * (1 - annealed) + relu(-cos) * annealed
+
+
+def grazing(f: Tensor, fall: Tensor, s: Tensor, step: float) -> Tensor:
+    """Density [N] of steps in whose middles the distance is f [N] and falls by `fall` [N] per world unit, so that the alpha
+    1 - exp(-density step) is (Phi(s f0) - Phi(s f1)) / Phi(s f0), f0 and f1 the distances at the ends of the step."""
+    half = fall * (step / 2)
+    return (logsigmoid(s * (f + half)) - logsigmoid(s * (f - half))) / step
 
 
 def volsdf(f: Tensor, s: Tensor) -> Tensor:
@@ -65,6 +83,8 @@ class SDF(Gridded):
     hidden: width of the networks' hidden layers
     hidden_layers: hidden layers in each network
     density: how density follows from distance
+    cosine_anneal: of neus: steps over which rays that meet the surface at an angle come to see less of it; 0: they do at once;
+        null: never
     variance: v to begin with, trained; the density inside is s = exp(10 v) per world unit
     sphere: radius of the sphere to begin with (world units)
     fit: mesh file to begin with, centred; z up in PLY and STL files, y up in all others
@@ -82,8 +102,9 @@ class SDF(Gridded):
     def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,
                  base_resolution: int = 16, growth: float = 1.381912879967776, start_level: int = 8,
                  start_step: int = 2000, update_steps: int = 500, hidden: int = 64, hidden_layers: int = 1,
-                 density: Literal["neus", "volsdf"] = "neus", variance: float = 0.3, sphere: float = 0.5,
-                 fit: str | None = None, fit_size: float = 0.5, fit_steps: int = 500,
+                 density: Literal["neus", "volsdf"] = "neus", cosine_anneal: int | None = 10000,
+                 variance: float = 0.3, sphere: float = 0.5, fit: str | None = None, fit_size: float = 0.5,
+                 fit_steps: int = 500,
                  normal: Literal["finite_difference", "analytic", "none"] = "finite_difference",
                  normal_step: float | Literal["progressive"] = "progressive", occupancy_resolution: int = 32,
                  occupancy_decay: float = 0.95, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
@@ -96,12 +117,19 @@ class SDF(Gridded):
         self.sharpness = Sharpness(variance)  # after the table, which must lie at an even place in theta
         self.start_level, self.start_step, self.update_steps = start_level, start_step, update_steps
         self.thicken, self.normal, self.has_normals = DENSITIES[density], normal, normal != "none"
-        self.normal_step = normal_step
+        if cosine_anneal is not None and cosine_anneal < 0:
+            raise UserError(f"cosine_anneal: needs 0 or more steps, or null, got {cosine_anneal}")
+        self.normal_step, self.cosine_anneal = normal_step, cosine_anneal
+        self.directed = density == "neus" and cosine_anneal is not None
         self.at(0)
         if fit is not None:
             self._fit(*triangles.load(fit, fit_size), fit_steps, rng.of("fit"))
         self.cells = Occupancy(occupancy_resolution, occupancy_decay)
         self.refresh(0, 0.0, rng)
+
+    def at(self, tau: int) -> None:
+        super().at(tau)
+        self.annealed = min(1.0, tau / self.cosine_anneal) if self.cosine_anneal else 1.0
 
     @property
     def difference(self) -> float:
@@ -120,9 +148,12 @@ class SDF(Gridded):
     def density(self, x: Tensor) -> Tensor:
         return self.thicken(self.distance(x), self.sharpness())
 
-    def probe(self, x: Tensor, normals: bool) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+    def probe(self, x: Tensor, normals: bool, along: Steps | None = None
+              ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
         unit = self._unit(x)
-        analytic = normals and self.normal == "analytic"
+        directed = self.directed and along is not None
+        slopes = normals or directed
+        analytic = slopes and self.normal == "analytic"
         read = self.encoding.read(unit, analytic)
         with torch.no_grad():
             density = self.thicken(self.sdf_network(read[0])[0] + self._ball(x)[0], self.sharpness())
@@ -136,13 +167,15 @@ class SDF(Gridded):
                 slope = pull(weights) / (2 * self.radius) + radial
             else:
                 raw = self.sdf_network(code)[0]
-                slope = self._differences(some, raw + ball) if normals else None
-            density = self.thicken(raw + ball, self.sharpness())
+                slope = self._differences(some, raw + ball) if slopes else None
+            unit_slope = slope * slope.square().sum(0).clamp(min=1e-24).rsqrt() if slopes else None
+            if directed:
+                fall = approach((unit_slope * along.directions[which].T).sum(0), self.annealed)
+                density = grazing(raw + ball, fall, self.sharpness(), along.length)
+            else:
+                density = self.thicken(raw + ball, self.sharpness())
             features = self.feature_network(code).T
-            if slope is None:
-                return Values(density, features, None)
-            unit_slope = slope * slope.square().sum(0).clamp(min=1e-24).rsqrt()
-            return Values(density, features, unit_slope.T, slope.T)
+            return Values(density, features, *((unit_slope.T, slope.T) if normals else (None, None)))
         return density, values
 
     def _differences(self, x: Tensor, f: Tensor) -> Tensor:

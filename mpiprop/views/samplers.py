@@ -120,15 +120,23 @@ class Reference:
     """The one camera that the picture was taken with, which sees things unlit.
 
     size: pixels per side, a number or [[step, number], ...], each in force from its step on
+    noise: standard deviation of a displacement (world units) and of a turn (rad) of the camera, drawn once for each size:
+        threestudio's error of its rays is 2e-3
     """
 
-    def __init__(self, pose: Pose, *, size: Schedule = 128) -> None:
-        self.pose, self.size = pose, size
+    def __init__(self, pose: Pose, *, size: Schedule = 128, noise: float = 0.0) -> None:
+        self.pose, self.size, self.noise = pose, size, noise
 
     def __call__(self, tau: int, rng: Streams) -> Views:
         """The view of step tau."""
         side, pose = milestone(self.size, tau), self.pose
-        return replace(orbit(pose.azimuth, pose.elevation, pose.distance, pose.fovy, (side, side)), unlit=True)
+        views = replace(orbit(pose.azimuth, pose.elevation, pose.distance, pose.fovy, (side, side)), unlit=True)
+        if self.noise:
+            moved, turned = normal(replace(rng, tau=0)(f"camera.noise/{side}"), 2, 1, 3) * self.noise
+            position, look = views.c2w[:, :3, 3], -views.c2w[:, :3, 2]
+            c2w = look_at(position + moved, position + moved + look + turned, torch.tensor(UP).expand_as(position))
+            views = replace(views, c2w=c2w)
+        return views
 
     def turntable(self, n: int, size: tuple[int, int]) -> Views:
         """n views at even azimuths from the picture's on, the light at the camera."""
