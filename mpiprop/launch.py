@@ -52,6 +52,8 @@ def launch(ranks: int, words: Sequence[str]) -> int:
 
     def ask(number: int, _frame: object) -> None:
         heard.append(number)
+        if heard == [signal.SIGINT]:
+            tell(stop.PATIENCE)
         process.send_signal(signal.SIGINT if heard.count(signal.SIGINT) > 1 else signal.SIGUSR1)
     stop.handle(ask)
     while process.poll() is None:

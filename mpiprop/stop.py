@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # nothing is loaded that can wait until signals are heard
     from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+PATIENCE = "saving; Ctrl-C once more leaves at once, with the last checkpoint"
 _asked: list[str] = []
 _again = ["run", "demo", "--resume"]  # the words that continue this run
 _folder: list[Path] = []
@@ -106,7 +107,7 @@ def _heard(number: int, _frame: object) -> None:
     if not _held:
         _leave()
     elif first and number == signal.SIGINT and launched_rank() == 0:
-        tell("saving; Ctrl-C once more leaves at once, with the last checkpoint")
+        tell(PATIENCE)
 
 
 def _leave() -> None:

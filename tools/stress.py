@@ -40,6 +40,7 @@ SMALL = {  # of shapes, where they have such keys
     "levels": 4, "log2_table": 10, "hidden": 16, "occupancy_resolution": 16, "start_level": 2, "update_steps": 3,
     "number": 150, "densify_from": 0, "densify_every": 4, "densify_gradient": 1.0e-3, "texture": 32, "faces": 300}
 RESOLUTION = {"shapes.dmtet:DMTet": 16, "shapes.textured:TexturedMesh": 24}
+MOMENTS = ("start-up", "slides", "writing", "stages", "results")
 DENSITY = 0.3  # where the surface of a barely trained cloud is
 RESULTS = ("*.png", "*.ply", "*.glb", "*.gif", "views/*.png")  # what two runs with the same numbers make alike
 
@@ -196,12 +197,12 @@ def ended(case: Case, folder: Path) -> int:
     return 0
 
 
-def disturb(case: Case, job: Job, name: str, draw: Random, limit: float) -> tuple[str, str]:
-    """Send the signal `name` at a random moment: when and to whom ("" if the job had come to its end)."""
-    folder, last = job.folder, len(case.stages) - 1
+def disturb(case: Case, job: Job, name: str, moments: Sequence[str], draw: Random, limit: float) -> tuple[str, str]:
+    """Send the signal `name` at one of `moments`: when and to whom ("" if the job had come to its end)."""
+    folder = job.folder
     before = ended(case, folder)
-    moments = ["start-up", "slides", "writing", "results"] + ["stages"] * 2 * (before < last)
-    moment = draw.choice(moments)
+    still = [moment for moment in moments if moment != "stages" or before < len(case.stages) - 1]
+    moment = draw.choice(still or ["results"])
     if moment == "start-up":
         sleep(draw.uniform(0, 4))
     elif moment == "stages":
@@ -250,6 +251,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100, help="signals in all, those not counted that come too late")
     parser.add_argument("--configs", nargs="+", default=["toy"], metavar="CONFIG", help="toy, demo/...: taken in turn")
     parser.add_argument("--signals", nargs="+", default=["KILL"], choices=["KILL", "INT", "TERM", "HUP", "USR1"])
+    parser.add_argument("--moments", nargs="+", default=MOMENTS, choices=MOMENTS)
     parser.add_argument("--ranks", type=int, default=4, help="at the most")
     parser.add_argument("--seed", type=int, default=0, help="of whom, when, and on how many ranks")
     parser.add_argument("--steps", type=int, help="T of each stage (default: toy 60, others 12)")
@@ -270,7 +272,7 @@ def main() -> int:
                 while left and not (folder / "done").exists():
                     job = Job(case, folder, draw.randint(1, args.ranks), *EXACT, own=draw.random() < 0.5)
                     name, began = draw.choice(args.signals), monotonic()
-                    moment, whom = disturb(case, job, name, draw, args.limit)
+                    moment, whom = disturb(case, job, name, args.moments, draw, args.limit)
                     code = job.end(args.limit)
                     before, now = now, case.reached(folder)
                     if now < before:
