@@ -23,3 +23,37 @@ def test_the_preset_of_the_paper_is_algorithm_2_with_the_published_threshold(nam
         assert (window.size, window.predict, window.reuse, window.compare) == (7, "copy", False, "scene")
     for stage in config.load(name).stages:  # the default is another
         assert (stage.window.threshold, stage.window.predict, stage.window.reuse) == ("auto", "momentum", True)
+
+
+def test_textmesh_is_threestudios_neus():
+    """Annealed over the whole run; steps of the differences as the grids come into use."""
+    (stage,) = config.load("textmesh").stages
+    shape = stage.shape.keys
+    assert (shape["density"], shape["cosine_anneal"], stage.steps) == ("neus", 10_000, 10_000)
+    assert (shape["normal"], shape["normal_step"], shape["variance"]) == ("finite_difference", "progressive", 0.3)
+    assert (shape["start_level"], shape["start_step"], shape["update_steps"]) == (8, 2000, 500)
+
+
+def test_prolificdreamer_uses_all_grids_from_the_start():
+    coarse, _, texture = config.load("prolificdreamer").stages
+    assert coarse.shape.keys["start_level"] >= coarse.shape.keys["levels"] == 16
+    assert coarse.shape.keys["occupancy_decay"] == 0.85 and coarse.shape.keys["normal"] == "none"
+    for stage in (coarse, texture):
+        assert (stage.terms[0].guidance.keys["scale"], stage.terms[0].guidance.keys["lora"].keys["loras"]) == (7.5, 1)
+
+
+def test_zero123s_rays_have_threestudios_error():
+    novel, picture = config.load("zero123").stages[0].terms
+    assert picture.views.keys["noise"] == 2e-3
+    assert picture.views.keys["size"] == ((0, 128), (600, 256), (900, 512))
+    assert (novel.guidance.keys["scale"], novel.guidance.keys["cfg"], novel.weight) == (3, "B", 0.1)
+
+
+@pytest.mark.parametrize("name", ["dreamgaussian", "dreamgaussian-image", "zero123-gaussians"])
+def test_dreamgaussians_backgrounds_are_white_or_black_and_only_novel_views_densify(name):
+    stages = config.load(name).stages
+    background = stages[0].background.keys
+    assert (background["colour"], background["invert_prob"], background["random_prob"]) == ((1, 1, 1), 0.5, 0)
+    assert {term.name: term.densify for term in stages[0].terms}.items() <= {"novel": True, "reference": False}.items()
+    facing = [term.guidance.keys["facing"] for stage in stages[1:] for term in stage.terms if term.name == "reference"]
+    assert facing == ([0.5] if name == "dreamgaussian-image" else [])

@@ -137,7 +137,8 @@ class Four(Directions):
     front_deg: a view is from the front below this azimuth (degrees)
     back_deg: a view is from the back when it is closer to 180 than this (degrees)
     overhead_deg: a view is from overhead above this elevation (degrees)
-    perp_neg: strength of Perp-Neg, which also interpolates between views; 0: off, 1: as published
+    perp_neg: strength of Perp-Neg, which also interpolates between views; 0: off, 1: as published, with guidance.cfg: B (with
+        cfg: A the whole direction counts scale + 1 times, not scale times)
     negative: what the unconditional text says
     front: the front view's text, instead of "{prompt}, front view"
     side: the side view's text
