@@ -38,23 +38,23 @@ def listen(words: Sequence[str]) -> None:
     other than `run` have nothing to save: SIGINT ends them, and the rest keeps its default.
     """
     if words and words[0] != "run":
-        signal.signal(signal.SIGINT, _interrupted)
+        handle(_interrupted, [signal.SIGINT])
         return
     if words:
         _again[:] = [word for word in words if word != "--resume"] + ["--resume"]
     handle(_heard)
 
 
-def handle(handler: Callable[[int, object], None]) -> None:
-    """From now on `handler` gets all signals that ask to leave, but for those that the process inherited as ignored."""
-    for number in SIGNALS:
+def handle(handler: Callable[[int, object], None], signals: Sequence[signal.Signals] = SIGNALS) -> None:
+    """From now on `handler` gets the signals that ask to leave, but for those that the process inherited as ignored."""
+    for number in signals:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def resumes(config: str, overrides: Sequence[str], out: Path | None) -> None:
-    """What continues this run."""
-    _again[:] = ["run", config, *overrides, *(["--out", str(out)] if out else []), "--resume"]
+def resumes(config: str, overrides: Sequence[str], folder: Path) -> None:
+    """Now that its folder is known: what continues this run."""
+    _again[:] = ["run", config, *overrides, "--out", str(folder), "--resume"]
 
 
 def again() -> str:
