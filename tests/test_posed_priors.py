@@ -309,17 +309,32 @@ def test_the_built_in_four_view_model_knows_where_its_cameras_are():
 
 # ---- mistakes ----
 
-def test_a_checkpoint_that_holds_more_than_tensors_is_refused(tmp_path, folders):
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "callbacks": {Path: 1}}, tmp_path / "zero.ckpt")
-    assert "tensors alone" in error(zero123, tmp_path / "zero.ckpt", base=str(folders["zero123"]))
+def test_a_file_without_a_network_is_refused(tmp_path, folders):
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
     assert "no UNet of latent diffusion" in error(zero123, tmp_path / "other.ckpt", base=str(folders["zero123"]))
     assert "no file" in error(zero123, tmp_path / "none.ckpt")
+    assert "is a file" in error(StableDiffusion, "cpu", model=str(tmp_path / "other.ckpt"))
+
+
+def test_a_models_kind_does_not_depend_on_where_it_lies(folders, tmp_path):
+    """A path that says "stable", a folder whose name looks like a file's, a checkpoint whose name says nothing."""
+    state = tiny_models.original(load_file(folders["zero123"] / "unet" / "diffusion_pytorch_model.safetensors"))
+    weight, bias = projection(folders["zero123"])
+    state |= {"cc_projection.weight": weight, "cc_projection.bias": bias}
+    (tmp_path / "stable").mkdir()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "stable" / "weights")
+    (tmp_path / "model.ckpt").symlink_to(folders["zero123"])
+    told = [zero123(path, base=str(folders["zero123"])).see(picture()) for path in
+            (folders["zero123"], tmp_path / "model.ckpt", tmp_path / "stable" / "weights")]
+    for other in told[1:]:
+        torch.testing.assert_close(told[0].token, other.token, atol=1e-5, rtol=1e-5)
+        assert not other.stable
 
 
 def test_models_of_another_kind_are_refused(folders):
     assert "shown a picture" in error(zero123, folders["sd"])
     assert "give an MVDream" in error(lambda: mvdream(folders["sd"]).unet)
+    assert "give an MVDream" in error(mvdream(folders["sd"]).verify)
     four, pose = mvdream(folders["mvdream"]), zero123(folders["zero123"])
     text = StableDiffusion("cpu", model=str(folders["sd"]))
     assert "priors.mvdream:Cameras" in error(Plain().encode, four, "a chair")

@@ -1,9 +1,7 @@
 """Priors against the libraries they stand on, a numerical integral, and the mistakes people make with models."""
 
-import http.server
 import json
 import math
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +49,7 @@ def test_alpha_bar_is_the_schedulers(schedule):
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(beta_schedule=schedule, beta_start=0.0009, beta_end=0.013)
-    ours = alpha_bar(scheduler.config)
+    ours = alpha_bar(dict(scheduler.config))
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours.float(), scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)  # theirs is float32
 
@@ -242,84 +240,117 @@ def test_a_folder_without_a_part_is_named(folder, tmp_path):
     assert "unet/config.json" in error(DeepFloyd, "cpu", model=str(tmp_path))
 
 
-def test_pickled_weights_are_not_read(folder):
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save({}, path.with_suffix(".bin"))
+@pytest.mark.parametrize("part, name", [("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")])
+def test_weights_of_old_repositories_are_read_without_running_them(part, name, folder):
+    """A .bin, which is a pickle, says what the .safetensors said."""
+    from safetensors.torch import load_file
+
+    (path,) = (folder / part).glob("*.safetensors")
+    torch.save(load_file(path), folder / part / f"{name}.bin")
     path.unlink()
+    after = StableDiffusion("cpu", model=str(folder))
+    assert after.verify(["a chair"]) == []
+    (key, value), *_ = after.place(part).state_dict().items()
+    assert torch.equal(value, torch.load(folder / part / f"{name}.bin")[key])
+
+
+def test_a_missing_variant_falls_back_to_the_plain_files_and_says_so(folder):
+    prior = StableDiffusion("cpu", model=str(folder), variant="fp16")
+    lines = prior.verify(["a chair"])
+    assert [part in line and "variant fp16" in line and ".safetensors" in line
+            for part, line in zip(("unet", "vae", "text_encoder"), lines, strict=True)] == [True] * 3
+    plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    plain.rename(plain.with_suffix(".fp16.safetensors"))
+    assert len(prior.verify()) == 2
+    prior.unet
+    assert "unet/diffusion_pytorch_model" in error(StableDiffusion("cpu", model=str(folder)).verify)
+
+
+def test_weights_in_several_files(folder):
+    from safetensors.torch import load_file, save_file
+
+    (path,) = (folder / "unet").glob("*.safetensors")
+    x_t, t = noise(1, 4, 8, 8), torch.tensor([5])
+    text = noise(1, 4, tiny_models.WIDTH)
+    whole, state = StableDiffusion("cpu", model=str(folder)).eps(x_t, t, text), load_file(path)
+    path.unlink()
+    names = sorted(state)
+    shards = {"a-00001-of-00002.safetensors": names[::2], "a-00002-of-00002.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({name: state[name] for name in part}, folder / "unet" / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     prior = StableDiffusion("cpu", model=str(folder))
-    line = error(lambda: prior.unet)
-    assert str(folder) in line and "safetensors" in line
+    assert prior.verify() == [] and torch.equal(prior.eps(x_t, t, text), whole)
+    (folder / "unet" / "a-00002-of-00002.safetensors").unlink()
+    assert "has no unet/a-00002-of-00002.safetensors" in error(prior.verify)
 
 
-def test_damaged_weights_are_one_line(folder):
-    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
-    prior = StableDiffusion("cpu", model=str(folder))
-    assert "vae" in error(lambda: prior.vae)
+
+
+def reshape(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    name = next(name for name, value in state.items() if value.dim() > 1)
+    save_file(state | {name: state[name][:1].contiguous()}, path)
+
+
+def rename(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    state["other"] = state.pop(next(iter(state)))
+    save_file(state, path)
+
+
+DAMAGES = {truncate: "fetch it again", reshape: ", not [", rename: "is missing",
+           Path.unlink: "whole model", lambda path: path.write_text("version https://git-lfs.github.com/x"): "git lfs pull",
+           lambda path: path.write_bytes(b"\x80\x02rubbish"): "fetch it again",
+           lambda path: path.write_bytes(b""): "fetch it again"}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_told_in_one_line_before_they_are_used(part, damage, folder):
+    (path,) = (folder / part).glob("*.safetensors")
+    damage(path)
+    line = error(StableDiffusion("cpu", model=str(folder)).verify)
+    assert part in line and str(folder) in line and DAMAGES[damage] in line
+    assert part in error(lambda: StableDiffusion("cpu", model=str(folder)).place(part))
+
+
+@pytest.mark.parametrize("path, content, says", [
+    ("vae/config.json", "[", "vae/config.json cannot be read"),
+    ("vae/config.json", "[]", "vae/config.json cannot be read"),
+    ("unet/config.json", '{"block_out_channels": "many", "sample_size": 8}', "unet"),
+    ("text_encoder/config.json", '{"hidden_size": "wide"}', "text_encoder"),
+    ("tokenizer/vocab.json", "{", "tokenizer"),
+])
+def test_damaged_configurations_are_told_in_one_line(path, content, says, folder):
+    (folder / path).write_text(content)
+    assert says in error(lambda: StableDiffusion("cpu", model=str(folder)).verify(["a chair"]))
+
+
+def test_weight_bytes_are_those_of_the_networks_that_stay(folders):
+    for cls, kind in ((StableDiffusion, "sd"), (DeepFloyd, "if")):
+        prior = cls("cpu", model=folders[kind], dtype="bfloat16")
+        kept = [prior.unet] if kind == "if" else [prior.unet, prior.vae]
+        assert prior.weight_bytes() == 2 * sum(p.numel() for module in kept for p in module.parameters())
+    assert ClosedForm("cpu").weight_bytes() == 0 and ClosedForm("cpu").verify(["a ball"]) == []
 
 
 @pytest.mark.parametrize("part, changes, says", [
     ("scheduler", {"prediction_type": "sample"}, "prediction_type 'sample'"),
     ("scheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ("scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
-    ("unet", {"addition_embed_type": "text_time"}, "more than text"),
+    ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow model"),
+    ("unet", {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
     ("unet", {"in_channels": 9}, "9 channels"),
     ("vae", {"_class_name": "VQModel"}, "VQModel"),
 ])
 def test_models_of_another_kind_are_refused(part, changes, says, folder):
     edit(folder, part, **changes)
     assert says in error(StableDiffusion, "cpu", model=str(folder))
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub that answers every request with the status and error code that the test puts into it."""
-    import huggingface_hub
-
-    answer: dict[str, object] = {"status": 404, "code": "RepoNotFound"}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(answer["status"])
-            self.send_header("X-Error-Code", answer["code"])
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                        url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield answer
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_model_that_the_hub_lacks(hub):
-    line = error(StableDiffusion, "cpu", model="stabilityai/stable-diffusion-2-1-base")
-    assert "stabilityai/stable-diffusion-2-1-base" in line and "sd2-community" in line
-
-
-def test_a_model_whose_licence_was_not_accepted(hub):
-    hub.update(status=403, code="GatedRepo")
-    line = error(DeepFloyd, "cpu")
-    assert "https://huggingface.co/DeepFloyd/IF-I-XL-v1.0" in line and "licence" in line and "hf auth login" in line
-
-
-def test_a_revision_that_is_not_there(hub):
-    hub.update(code="RevisionNotFound")
-    assert "revision 'v9'" in error(StableDiffusion, "cpu", model="owner/name", revision="v9")
-
-
-def test_no_network(monkeypatch, tmp_path):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    line = error(StableDiffusion, "cpu", model="owner/name")
-    assert "owner/name" in line and "give a folder" in line

@@ -1,6 +1,5 @@
 """Which text describes which view, against per-view loops; and what becomes of a text that is too long."""
 
-import logging
 import math
 import pickle
 import shutil
@@ -122,15 +121,14 @@ def test_prompts_survive_being_sent():
 
 
 @pytest.mark.parametrize("kind, cls, room", [("sd", StableDiffusion, tiny_models.TOKENS - 2), ("if", DeepFloyd, 76)])
-def test_a_long_text_keeps_its_end_token_and_warns_once(kind, cls, room, tmp_path, caplog):
+def test_a_long_text_keeps_its_end_token_and_what_it_loses_is_told_once(kind, cls, room, tmp_path):
     prior = cls("cpu", model=str(tiny_models.make(kind, tmp_path / kind)))
     full = "a " + "red " * (room - 2) + "chair"  # all the words there is room for
-    with caplog.at_level(logging.WARNING, "mpiprop"):
-        fits = prior.embed([full, ""])
-        assert not caplog.records
-        cut = prior.embed([f"{full} mushroom, front view", f"{full} view"])
-    assert [record.args[2].replace(" ,", ",").strip() for record in caplog.records] == ["mushroom, front view"]
-    torch.testing.assert_close(cut, fits[:1].expand(2, -1, -1))
+    assert prior.verify([full, ""]) == []
+    (line,) = prior.verify([f"{full} mushroom, front view", f"{full} view"])
+    assert "too long" in line and 'not read: "mushroom, front view"' in line.replace(" ,", ",") and "\n" not in line
+    cut = prior.embed([f"{full} mushroom, front view", f"{full} view"])
+    torch.testing.assert_close(cut, prior.embed([full, ""])[:1].expand(2, -1, -1))
 
 
 def test_an_unreadable_tokenizer_is_one_line(tmp_path):
@@ -141,11 +139,11 @@ def test_an_unreadable_tokenizer_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("kind, cls", [("sd", StableDiffusion), ("if", DeepFloyd)])
-def test_a_missing_vocabulary_is_an_error_and_an_unknown_word_a_warning(kind, cls, tmp_path, caplog):
+def test_a_missing_vocabulary_is_an_error_and_an_unknown_word_is_told(kind, cls, tmp_path):
     folder = tiny_models.make(kind, tmp_path / kind)
-    with caplog.at_level(logging.WARNING, "mpiprop"):
-        cls("cpu", model=str(folder)).embed(["a red chair, mom and żółw"])
-    assert "not taught: mom, and, żółw" in caplog.text
+    assert cls("cpu", model=str(folder)).verify(["a red chair, mom, zoo"]) == [
+        'the model does not know "mom", "zoo"; expect a poor result']
     shutil.rmtree(folder / "tokenizer")  # which the library takes for a tokenizer without words
-    with pytest.raises(UserError, match="tokenizer"):
-        cls("cpu", model=str(folder)).embed(["a red chair"])
+    for mistake in (lambda prior: prior.embed(["a red chair"]), lambda prior: prior.verify()):
+        with pytest.raises(UserError, match="has no tokenizer/"):
+            mistake(cls("cpu", model=str(folder)))

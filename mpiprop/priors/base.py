@@ -51,9 +51,9 @@ class Prior(Protocol):
 
 
 def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
-    """The table [T] float64 of a diffusers scheduler configuration; raises UserError for one that it does not cover."""
+    """The table [T] float64 of a whole diffusers scheduler configuration; raises UserError for one that it does not cover."""
     T, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
-    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 2e-2)
+    start, end = scheduler["beta_start"], scheduler["beta_end"]
     if scheduler.get("rescale_betas_zero_snr"):
         raise UserError("scheduler: rescale_betas_zero_snr is not supported: x_T would hold no image at all")
     if scheduler.get("trained_betas") is not None:

@@ -4,8 +4,8 @@ B images, V strings, N tokens of width E, x0 and x_t [B, C, h, w]. DreamFusion, 
 v-prediction: Salimans and Ho 2022, appendix D.
 """
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.networks import Network
 from mpiprop.priors.original import Original
-from mpiprop.priors.parts import Parts
-from mpiprop.priors.prompts import encode
+from mpiprop.priors.parts import KINDS, Parts
+from mpiprop.priors.prompts import encode, lost
 from mpiprop.priors.vocabulary import Vocabulary
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+KEPT = ("unet", "vae")  # of a model's networks, those that stay on the device
+CHANNELS = {"AutoencoderKL": "block_out_channels", "AutoencoderTiny": "encoder_block_out_channels"}  # by class: one a level
 
 
 class Diffusion:
@@ -29,30 +32,68 @@ class Diffusion:
     group = 1
 
     def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str) -> None:
+        from diffusers import DDPMScheduler
+
         self.device, self.parts = torch.device(device), parts
         self.vocabulary = Vocabulary.builtin() if parts.model == "builtin" else None
         auto = "float16" if self.device.type == "cuda" else "float32"
         self.dtype: torch.dtype = getattr(torch, auto if dtype == "auto" else dtype)
         self.config = self.configured()
-        if self.config.get("addition_embed_type") not in (None, "text"):
-            raise UserError(f"model {parts.model!r}: its UNet wants more than text (addition_embed_type "
-                            f"{self.config['addition_embed_type']!r}); give a Stable Diffusion 1 or 2, or DeepFloyd IF")
-        scheduler = parts.config("scheduler")
+        if (wants := self.config["addition_embed_type"]) not in (None, "text"):
+            kind = "Stable Diffusion XL or built like it" if wants == "text_time" else "of another kind"
+            raise UserError(f"model {parts.model!r}: is {kind} (its UNet wants more than text: addition_embed_type {wants!r}), "
+                            f"which is not supported; {KINDS}")
+        scheduler = parts.config("scheduler", DDPMScheduler)
+        if "FlowMatch" in scheduler.get("_class_name", ""):
+            raise UserError(f"model {parts.model!r}: is a flow model ({scheduler['_class_name']}), which is not supported; "
+                            f"{KINDS}")
         self.alpha_bar = alpha_bar(scheduler)
-        self.prediction: str = scheduler.get("prediction_type", "epsilon")
+        self.prediction: str = scheduler["prediction_type"]
         if self.prediction not in ("epsilon", "v_prediction"):
             raise UserError(f"model {parts.model!r}: prediction_type {self.prediction!r} is not supported; "
                             "give a model that predicts epsilon or v_prediction")
 
     def configured(self) -> dict[str, Any]:
-        """The UNet's configuration."""
-        return self.parts.config("unet")
+        """The UNet's whole configuration."""
+        from diffusers import UNet2DConditionModel
+
+        return self.parts.config("unet", UNet2DConditionModel)
+
+    def networks(self) -> dict[str, Network]:
+        """The networks that it uses, by part."""
+        from diffusers import UNet2DConditionModel
+
+        where = f"model {self.parts.model!r}, unet"
+        return {"unet": Network(UNet2DConditionModel, lambda: self.config, self.unet_tensors, where)}
+
+    def unet_tensors(self) -> Mapping[str, Tensor]:
+        """The UNet's weights by the names of diffusers."""
+        return self.parts.tensors("unet")
+
+    def network(self, cls: type, part: str) -> Network:
+        """A network other than the UNet."""
+        return Network(cls, partial(self.parts.config, part), partial(self.parts.tensors, part),
+                       f"model {self.parts.model!r}, {part}")
+
+    def verify(self, strings: Sequence[str] = ()) -> list[str]:
+        """Checks every file: whether it is there and whole, and whether weights fit their configuration."""
+        networks = self.networks()
+        notes = [note for part in networks if (note := self.parts.weights(part)[1])]
+        for network in networks.values():
+            network.verify()
+        return notes + self.lost(strings)
+
+    def lost(self, strings: Sequence[str]) -> list[str]:
+        """What the user should know of how it reads these texts, a line each."""
+        return []
+
+    def weight_bytes(self) -> int:
+        """Bytes of the UNet, and of the VAE where there is one, in the prior's dtype."""
+        return sum(network.bytes(self.dtype) for part, network in self.networks().items() if part in KEPT)
 
     @cached_property
     def unet(self) -> nn.Module:
-        from diffusers import UNet2DConditionModel
-
-        return self.place(UNet2DConditionModel, "unet")
+        return self.place("unet")
 
     @torch.no_grad()
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
@@ -66,32 +107,9 @@ class Diffusion:
         bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
         return bar.sqrt() * out + (1 - bar).sqrt() * x_t
 
-    def networks(self) -> dict[str, tuple[type, dict[str, Any]]]:
-        """The networks that stay on the device: class and configuration by part."""
-        from diffusers import UNet2DConditionModel
-
-        return {"unet": (UNet2DConditionModel, self.config)}
-
-    def verify(self, strings: Sequence[str] = ()) -> list[str]:
-        """Builds the networks without weights."""
-        self.weight_bytes()
-        return []
-
-    def weight_bytes(self) -> int:
-        """Bytes of the UNet, and of the VAE where there is one, in the prior's dtype."""
-        total = 0
-        for cls, config in self.networks().values():
-            with torch.device("meta"):
-                total += sum(p.numel() for p in cls.from_config(dict(config)).parameters()) * self.dtype.itemsize
-        return total
-
-    def place(self, cls: type, part: str) -> Any:
-        """A part of the model on its device."""
-        return self.put(self.parts.load(part, cls, self.dtype))
-
-    def put(self, module: nn.Module) -> Any:
-        """The module on the device, laid out as is fastest there."""
-        module = module.to(self.device)
+    def place(self, part: str) -> Any:
+        """A network with its weights on the device, laid out as is fastest there."""
+        module = self.networks()[part].load(self.dtype).to(self.device)
         return module.to(memory_format=torch.channels_last) if self.device.type == "cuda" else module
 
 
@@ -100,29 +118,30 @@ class Latent(Diffusion):
 
     def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str, resolution: int | None = None,
                  extra: int = 0) -> None:
+        import diffusers
+
         super().__init__(device, parts, dtype)
-        vae, wanted = parts.config("vae"), self.config["in_channels"]
-        self._vae = vae["_class_name"]
-        if self._vae not in ("AutoencoderKL", "AutoencoderTiny"):
+        self._vae = parts.config("vae").get("_class_name", "AutoencoderKL").removeprefix("Flax")
+        if self._vae not in CHANNELS:
             raise UserError(f"model {parts.model!r}: its VAE is a {self._vae}; give a model with an AutoencoderKL")
-        if vae["latent_channels"] + extra != wanted:
+        vae = parts.config("vae", getattr(diffusers, self._vae))
+        if vae["latent_channels"] + extra != (wanted := self.config["in_channels"]):
             kind = "one that is shown a picture" if extra else "a text-to-image model"
             raise UserError(f"model {parts.model!r}: its UNet wants {wanted} channels, its VAE makes "
                             f"{vae['latent_channels']}; give {kind}")
-        channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
-        self.resolution = resolution or self.config["sample_size"] * 2 ** (len(channels) - 1)
-        self.scale, self.shift = vae["scaling_factor"], vae.get("shift_factor") or 0.0
+        if not (side := self.config["sample_size"]) and not resolution:
+            raise UserError(f"model {parts.model!r}: does not say at what size it was trained; give resolution (pixels)")
+        self.resolution = resolution or side * 2 ** (len(vae[CHANNELS[self._vae]]) - 1)
+        self.scale, self.shift = vae["scaling_factor"], vae["shift_factor"] or 0.0
 
-    def networks(self) -> dict[str, tuple[type, dict[str, Any]]]:
+    def networks(self) -> dict[str, Network]:
         import diffusers
 
-        return super().networks() | {"vae": (getattr(diffusers, self._vae), self.parts.config("vae"))}
+        return super().networks() | {"vae": self.network(getattr(diffusers, self._vae), "vae")}
 
     @cached_property
     def vae(self) -> nn.Module:
-        import diffusers
-
-        return self.place(getattr(diffusers, self._vae), "vae")
+        return self.place("vae")
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w], differentiable in rgb."""
@@ -140,7 +159,34 @@ class Latent(Diffusion):
         return _from_model(self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample)
 
 
-class StableDiffusion(Latent):
+class TextLatent(Latent):
+    """A latent model that is told the last hidden states of CLIP's text encoder."""
+
+    def networks(self) -> dict[str, Network]:
+        from transformers import CLIPTextModel
+
+        return super().networks() | {"text_encoder": self.network(CLIPTextModel, "text_encoder")}
+
+    def lost(self, strings: Sequence[str]) -> list[str]:
+        """What of the texts the encoder does not read or know."""
+        return lost(*self._tokens, strings)
+
+    def embed(self, strings: Sequence[str]) -> Tensor:
+        """The last hidden states [V, N, E] of the CLIP text encoder."""
+        tokenizer, length = self._tokens
+        return encode(tokenizer, self.place("text_encoder"), strings, length)
+
+    @cached_property
+    def _tokens(self) -> tuple[Any, int]:
+        """The tokenizer, and how many of its tokens the encoder reads."""
+        from transformers import CLIPTextConfig, CLIPTokenizer
+
+        tokenizer = self.parts.tokenizer(CLIPTokenizer)
+        reads = CLIPTextConfig.from_dict(self.parts.config("text_encoder")).max_position_embeddings
+        return tokenizer, min(tokenizer.model_max_length, reads)
+
+
+class StableDiffusion(TextLatent):
     """Stable Diffusion 1 and 2 and whatever is built like them: CLIP text, latents of a VAE.
 
     model: "builtin", a folder in the diffusers layout, or a hub id (owner/name)
@@ -153,10 +199,6 @@ class StableDiffusion(Latent):
     def __init__(self, device: torch.device | str, *, model: str = "builtin", variant: str | None = None,
                  revision: str | None = None, dtype: Dtype = "auto", resolution: int | None = None) -> None:
         super().__init__(device, Parts(model, variant, revision), dtype, resolution)
-
-    def embed(self, strings: Sequence[str]) -> Tensor:
-        """The last hidden states [V, N, E] of the CLIP text encoder."""
-        return clip_text(self, strings)
 
 
 class DeepFloyd(Diffusion):
@@ -174,13 +216,24 @@ class DeepFloyd(Diffusion):
                  revision: str | None = None, dtype: Dtype = "auto") -> None:
         super().__init__(device, Parts(model, variant, revision), dtype)
 
+    def networks(self) -> dict[str, Network]:
+        from transformers import T5EncoderModel
+
+        return super().networks() | {"text_encoder": self.network(T5EncoderModel, "text_encoder")}
+
+    def lost(self, strings: Sequence[str]) -> list[str]:
+        """What of the texts the encoder does not read or know."""
+        return lost(self._tokenizer, self.TOKENS, _plain(strings))
+
     def embed(self, strings: Sequence[str]) -> Tensor:
         """The last hidden states [V, 77, E] of T5, in which padding was masked."""
-        from transformers import T5EncoderModel, T5Tokenizer
+        return encode(self._tokenizer, self.place("text_encoder"), _plain(strings), self.TOKENS, masked=True)
 
-        tokenizer = self.parts.load("tokenizer", T5Tokenizer)
-        encoder = self.place(T5EncoderModel, "text_encoder")
-        return encode(tokenizer, encoder, [s.lower().strip() for s in strings], self.TOKENS, masked=True)
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import T5Tokenizer
+
+        return self.parts.tokenizer(T5Tokenizer)
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """The pixels in [-1, 1], [B, 3, h, w] at the model's resolution; nothing is drawn."""
@@ -191,16 +244,6 @@ class DeepFloyd(Diffusion):
         return _from_model(x0)
 
 
-def clip_text(prior: Diffusion, strings: Sequence[str]) -> Tensor:
-    """The last hidden states [V, N, E] of a prior's CLIP text encoder."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = prior.parts.load("tokenizer", CLIPTokenizer)
-    encoder = prior.place(CLIPTextModel, "text_encoder")
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    return encode(tokenizer, encoder, strings, length)
-
-
 def to_model(rgb: Tensor, size: int) -> Tensor:
     """Images [B, 3, size, size] in [-1, 1] of rgb [B, 3, H, W] in [0, 1]."""
     return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False) * 2 - 1
@@ -208,3 +251,8 @@ def to_model(rgb: Tensor, size: int) -> Tensor:
 
 def _from_model(x: Tensor) -> Tensor:
     return (x.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _plain(strings: Sequence[str]) -> list[str]:
+    """The texts as IF was trained with."""
+    return [string.lower().strip() for string in strings]

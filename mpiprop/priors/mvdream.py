@@ -4,7 +4,7 @@ B images in groups of V adjacent views, L positions, C channels. The network is 
 over each group and a camera embedding where other models have class labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mpiprop.core.errors import UserError
 from mpiprop.priors import original
 from mpiprop.priors.base import Prior
-from mpiprop.priors.diffusion import Dtype, Latent, clip_text
-from mpiprop.priors.original import Original
+from mpiprop.priors.diffusion import Dtype, TextLatent
+from mpiprop.priors.parts import Parts
 from mpiprop.priors.prompts import Condition, Conditions, Plain, Prompts
 from mpiprop.views.cameras import Views
 
@@ -50,7 +50,7 @@ def camera_labels(c2w: Tensor) -> Tensor:
     return c2w.flatten(1)
 
 
-class MVDream(Latent):
+class MVDream(TextLatent):
     """MVDream and whatever is built like it: CLIP text, latents of a VAE, four views at right angles at once.
 
     model: "builtin"; a folder or a hub id (owner/name) in the diffusers layout, its UNet under the library's names or its
@@ -71,33 +71,25 @@ class MVDream(Latent):
 
     def configured(self) -> dict[str, Any]:
         """The UNet's configuration, with the camera where class labels would go."""
-        config = self.parts.config("unet")
-        if "block_out_channels" not in config:  # the authors' names, in a folder
-            config = original.unet_config(self._weights, self.parts.model)
+        config = super().configured()
+        if isinstance(self.parts, Parts) and "block_out_channels" not in self.parts.config("unet"):
+            config |= original.unet_config(self.parts.tensors("unet"), self.parts.model)  # a folder with the authors' names
         return config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
+
+    def unet_tensors(self) -> Mapping[str, Tensor]:
+        """The UNet's weights by the names of diffusers, those for the camera as its class embedding's."""
+        weights = original.translated(self.parts.tensors("unet"), self.config)
+        if "class_embedding.linear_1.weight" not in weights and self.parts.has("camera_proj"):
+            weights |= {f"class_embedding.{name}": value for name, value in self.parts.tensors("camera_proj").items()}
+        if "class_embedding.linear_1.weight" not in weights:
+            raise UserError(f"model {self.parts.model!r}: its UNet is told no camera; give an MVDream")
+        return weights
 
     @cached_property
     def unet(self) -> nn.Module:
-        weights = original.translated(self._weights, self.config)
-        if "class_embedding.linear_1.weight" not in weights and not isinstance(self.parts, Original):
-            camera = original.tensors(self.parts.weights("camera_proj")) if self.parts.has("camera_proj") else {}
-            weights |= {f"class_embedding.{name}": value for name, value in camera.items()}
-        if "class_embedding.linear_1.weight" not in weights:
-            raise UserError(f"model {self.parts.model!r}: its UNet is told no camera; give an MVDream")
-        unet = original.network(self.config, weights, self.dtype, self.parts.model)
+        unet = self.place("unet")
         unet.set_attn_processor(Joined())
-        self.__dict__.pop("_weights", None)
-        return self.put(unet)
-
-    @cached_property
-    def _weights(self) -> dict[str, Tensor]:
-        if isinstance(self.parts, Original):
-            return self.parts.tensors
-        return original.tensors(self.parts.weights("unet"))
-
-    def embed(self, strings: Sequence[str]) -> Tensor:
-        """The last hidden states [V, N, E] of the CLIP text encoder."""
-        return clip_text(self, strings)
+        return unet
 
 
 class Cameras(Plain):

@@ -1,24 +1,22 @@
 """Networks as their authors saved them: one checkpoint file, parts named as in the code of latent diffusion.
 
-The names are translated by the diffusers library; nothing but tensors is read from a file. What a checkpoint lacks or
-holds in a form of its own (autoencoder, encoders, tokenizer, scheduler) is read from another model, its `base`.
+The names are translated by the diffusers library. What a checkpoint lacks or holds in a form of its own (autoencoder,
+encoders, tokenizer, scheduler) is read from another model, its `base`.
 """
 
-import inspect
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.priors.parts import Parts, first_line
+from mpiprop.priors.networks import quiet
+from mpiprop.priors.parts import Parts, defaults, tensors
 
-SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")  # of files, where there is none of that name
 PREFIX = "model.diffusion_model."  # of the UNet
 SIDE = 32  # of the latents that these models were trained at
 
@@ -31,48 +29,41 @@ class Original:
     base: Parts
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """All that the file holds, on the CPU."""
+    def file(self) -> dict[str, Tensor]:
+        """All that the file holds, on the CPU, mapped from it."""
         return tensors(Path(self.model).expanduser())
 
-    def config(self, part: str) -> dict[str, Any]:
-        """The configuration of a part; the UNet's is read off its weights."""
-        return unet_config(self.tensors, self.model) if part == "unet" else self.base.config(part)
+    def config(self, part: str, cls: type | None = None) -> dict[str, Any]:
+        """The configuration of a part; the UNet's is read off its weights' shapes."""
+        if part != "unet":
+            return self.base.config(part, cls)
+        return (defaults(cls) if cls else {}) | unet_config(self.file, self.model)
 
     def has(self, part: str) -> bool:
         """Whether the base model has such a part."""
         return self.base.has(part)
 
-    def load(self, part: str, cls: type, dtype: torch.dtype | None = None) -> Any:
-        """A part of the base model."""
-        return self.base.load(part, cls, dtype)
+    def weights(self, part: str) -> tuple[list[Path], str]:
+        """The files of a part, and what the user should know about them, if anything."""
+        return ([Path(self.model)], "") if part == "unet" else self.base.weights(part)
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """The weights of a part by name; the UNet's are all that the file holds."""
+        return self.file if part == "unet" else self.base.tensors(part)
+
+    def tokenizer(self, cls: type) -> Any:
+        """The base model's tokenizer."""
+        return self.base.tokenizer(cls)
 
 
 def parts_of(model: str, variant: str | None, revision: str | None, builtin: str, base: str) -> Parts | Original:
     """The parts of a model: "builtin", a checkpoint file, a folder or a hub id."""
     path = Path(model).expanduser()
-    if path.suffix not in SUFFIXES:
-        return Parts(model, variant, revision, builtin)
-    if not path.is_file():
+    if path.is_file():
+        return Original(model, Parts(base))
+    if path.suffix in SUFFIXES and not path.is_dir():
         raise UserError(f"model {model!r}: there is no file {path}")
-    return Original(model, Parts(base))
-
-
-def tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors by name in a .safetensors file or a checkpoint of torch, of which nothing else is read."""
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # pickle, zip and safetensors raise their own
-        raise UserError(f"{path} does not load as a file of tensors alone ({first_line(error)}); a file that holds more is not "
-                        "read, since that would run what it says: convert it to .safetensors, or give a folder") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else {}
-    if not (found := {name: value for name, value in found.items() if isinstance(value, Tensor)}):
-        raise UserError(f"{path} holds no tensors by name; give a checkpoint of the model")
-    return found
+    return Parts(model, variant, revision, builtin)
 
 
 def is_original(names: Mapping[str, Any]) -> bool:
@@ -119,7 +110,8 @@ def translated(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
         from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
         found = found if any(name.startswith(PREFIX) for name in found) else {PREFIX + k: v for k, v in found.items()}
-        named = convert_ldm_unet_checkpoint(dict(found), {**config, "class_embed_type": None}, extract_ema=True)
+        with quiet():
+            named = convert_ldm_unet_checkpoint(dict(found), {**config, "class_embed_type": None}, extract_ema=True)
         camera = {f"{PREFIX}camera_embed.{old}.": f"class_embedding.{new}."
                   for old, new in (("0", "linear_1"), ("2", "linear_2"))}
     else:
@@ -128,18 +120,3 @@ def translated(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
     for old, new in camera.items():
         named |= {new + name.removeprefix(old): value for name, value in found.items() if name.startswith(old)}
     return named
-
-
-def network(config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> nn.Module:
-    """The UNet of a configuration with these weights: frozen, in evaluation mode, on the CPU."""
-    from diffusers import UNet2DConditionModel
-
-    known = inspect.signature(UNet2DConditionModel.__init__).parameters
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config({name: value for name, value in config.items() if name in known})
-    try:
-        unet.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise UserError(f"model {where!r}: its weights do not fit its UNet ({detail})") from error
-    return unet.eval().requires_grad_(False)

