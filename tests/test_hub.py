@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import tiny_models
 import torch
