@@ -24,7 +24,7 @@ def test_every_caption_of_the_corpus_is_known_and_names_a_shape():
 def test_known_words_are_those_that_the_tokenizer_has_whole():
     """The tokenizer was made of the captions: what it must spell was in none of them."""
     transformers = pytest.importorskip("transformers")
-    tokenizer = Parts("builtin").load("tokenizer", transformers.CLIPTokenizer)
+    tokenizer = Parts("builtin").tokenizer(transformers.CLIPTokenizer)
     for word in (*KNOWN.shapes, *KNOWN.colours, *KNOWN.others):
         assert len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1, word
     for word in ("corgi", "chairs", "hamburger", "violet", "dslr"):

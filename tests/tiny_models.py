@@ -48,7 +48,7 @@ def _stable_diffusion(kind: str, folder: Path) -> None:
                           num_attention_heads=2, max_position_embeddings=TOKENS, bos_token_id=0, eos_token_id=1,
                           pad_token_id=1)
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    _clip_tokenizer(folder / "tokenizer")
+    clip_tokenizer(folder / "tokenizer")
     DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1,
                   prediction_type="v_prediction" if kind == "sd-v" else "epsilon").save_pretrained(folder / "scheduler")
 
@@ -120,7 +120,7 @@ def _deep_floyd(kind: str, folder: Path) -> None:
     scheduler.save_pretrained(folder / "scheduler")
 
 
-def _clip_tokenizer(folder: Path) -> None:
+def clip_tokenizer(folder: Path, length: int = TOKENS) -> None:
     """CLIP's own files: every letter is a token and so are the WORDS, reached by merging letters from the left."""
     folder.mkdir(parents=True)
     vocabulary, merges = {"<|startoftext|>": 0, "<|endoftext|>": 1}, []
@@ -137,7 +137,7 @@ def _clip_tokenizer(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
     (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "pad_token": "<|endoftext|>"}))
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "pad_token": "<|endoftext|>"}))
 
 
 def _t5_tokenizer(folder: Path) -> None:
@@ -146,6 +146,22 @@ def _t5_tokenizer(folder: Path) -> None:
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), (",", -1.0),
                   *((f"▁{word}", -1.0) for word in WORDS)]
     T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(folder)
+
+
+def spiece(folder: Path) -> None:
+    """The same words for T5 in the file of SentencePiece that its old repositories have."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    kinds = {"<unk>": 2, "<pad>": 3, "</s>": 3}  # of the format: unknown, control; else normal
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = 1  # unigram
+    for piece in ("<pad>", "</s>", "<unk>", "▁", ",", *(f"▁{word}" for word in WORDS)):
+        model.pieces.add(piece=piece, score=0.0 if piece in kinds else -1.0, type=kinds.get(piece, 1))
+    folder.mkdir(parents=True)
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 100, "eos_token": "</s>",
+         "unk_token": "<unk>", "pad_token": "<pad>"}))
 
 
 if __name__ == "__main__":

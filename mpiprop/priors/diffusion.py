@@ -169,7 +169,7 @@ class TextLatent(Latent):
 
     def lost(self, strings: Sequence[str]) -> list[str]:
         """What of the texts the encoder does not read or know."""
-        return lost(*self._tokens, strings)
+        return lost(*self._tokens, strings, words_too=self.vocabulary is None)
 
     def embed(self, strings: Sequence[str]) -> Tensor:
         """The last hidden states [V, N, E] of the CLIP text encoder."""

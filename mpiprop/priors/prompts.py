@@ -97,8 +97,9 @@ def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: i
         return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
 
 
-def lost(tokenizer: Any, length: int, strings: Sequence[str]) -> list[str]:
-    """What of the texts a model with this tokenizer does not read, or not as words; a line for each kind of loss.
+def lost(tokenizer: Any, length: int, strings: Sequence[str], words_too: bool = True) -> list[str]:
+    """What of the texts a model with this tokenizer does not read, and with `words_too` which words it can only spell; a line
+    for each kind of loss.
 
     Raises UserError where it knows no word at all, as when its vocabulary is missing.
     """
@@ -107,8 +108,9 @@ def lost(tokenizer: Any, length: int, strings: Sequence[str]) -> list[str]:
     pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
     if pieces and all(tokenizer.unk_token_id in ids for ids in pieces.values()):
         raise UserError(f"prompt {strings[0]!r}: the model's tokenizer knows no word of it; is its vocabulary there?")
-    if unknown := [f'"{w}"' for w, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(w) > 2]:
-        notes.append(f"the model does not know {', '.join(unknown)}; expect a poor result")
+    spelt = [f'"{word}"' for word, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(word) > 2]
+    if words_too and spelt:
+        notes.append(f"the model does not know {', '.join(spelt)}; expect a poor result")
     longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len) if strings else []
     if len(longest) > length:
         notes.append(f"the prompt is too long: with the view that is added it has {len(longest)} tokens, and the model reads "
