@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from .checkpoint_file import reading, verify
 from .core.errors import RunError, UserError
 from .core.theta import Layout, State, Theta
 from .picard.window import Window
@@ -45,7 +46,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             _write(disk, checkpoint)
             disk.check()
             os.fsync(disk.fileno())
-        _verify(part)
+        verify(part)
         os.replace(part, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -120,7 +121,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """The checkpoint at `path`, its tensors on `device`. Raises UserError if it is missing, damaged or of another format."""
     import h5py
 
-    with _reading(path), h5py.File(path, "r") as file:
+    with reading(path), h5py.File(path, "r") as file:
         attrs = {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
         if attrs.get("format") != FORMAT:
             raise UserError(f"{path}: checkpoint format {attrs.get('format')}, this mpiprop {__version__} reads {FORMAT}")
@@ -138,22 +139,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         return Checkpoint(Window(State(int(attrs["tau"]), theta, slots), tuple(guess), float(attrs["e"]), int(attrs["k"])),
                           attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),
                           attrs["mpiprop"])
-
-
-def inspect(path: Path) -> str:
-    """What a checkpoint holds, as text, after reading all of it. Raises UserError where it does not verify."""
-    import h5py
-
-    _verify(path)
-    with _reading(path), h5py.File(path, "r") as file:
-        lines = [f"{path}: verified, {path.stat().st_size / 1e6:.1f} MB"]
-        lines += [f"  {name:9s} {value.decode() if isinstance(value, bytes) else value}"
-                  for name, value in sorted(file.attrs.items()) if name not in ("config", "vectors")]
-        file.visititems(lambda name, item: lines.append(f"  /{name}  {item.shape} {item.dtype}")
-                        if isinstance(item, h5py.Dataset) and item.shape else None)
-        layout = Layout.from_json(file["x/layout"][()].decode())
-        lines += [f"    {e.name}: {tuple(e.shape)} at {e.offset}, {e.group or 'rides along'}" for e in layout.entries]
-    return "\n".join(lines)
 
 
 def _put(file, name: str, values: Tensor) -> None:
@@ -174,32 +159,3 @@ def _put_text(file, name: str, text: str) -> None:
 
 def _get(dataset, device: torch.device | str) -> Tensor:
     return torch.from_numpy(dataset[()]).to(device)
-
-
-def _verify(path: Path) -> None:
-    """Read every byte of every dataset: HDF5 compares the checksums."""
-    import h5py
-
-    with _reading(path), h5py.File(path, "r") as file:
-        if "vectors" not in file.attrs:
-            raise UserError(f"{path}: not a checkpoint of mpiprop")
-        for name in ("x/layout", *file.attrs["vectors"].decode().split()):
-            file[name][()]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns what HDF5 says of a bad file into one line."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # a flipped bit can surface as nearly anything
-        raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)}); move it away and start afresh, "
-                        "or put a copy in its place") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().strip("'\"").splitlines()[0][:200] if str(error).strip() else type(error).__name__

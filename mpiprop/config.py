@@ -1,27 +1,25 @@
-"""The run's configuration: YAML with overrides as frozen records, complete and checked; and the manual of every key.
+"""The run's configuration: YAML with overrides as frozen records, complete and checked.
 
 Defaults live in the records below and in the components' own signatures (components.py); a YAML holds what differs.
 """
 
-import importlib
-import inspect
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
-from .components import PACKAGE, Node, classes, convert, describe_kind, key, needs, parameters, plain, spelt, suggestion, takes
-from .core.errors import UserError
+from .components import PACKAGE, Node, needs, takes
+from .conversion import convert, key, plain, spelt
+from .core.errors import UserError, suggestion
 from .core.steps import Schedule
 
 PRESETS = {"paper": {"decay": 0.9, "predict": "copy", "reuse": False, "compare": "scene"}}  # of window, beside its `paper`
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout
 VERBATIM = ("prompt", "image", "from")  # overrides taken as they are, never read as YAML
-COMPONENTS = ("picard", "views", "shapes", "render", "priors", "guidance")  # packages whose classes `use` may name
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,8 @@ class Run:
     threads: int = key("CPU threads of each rank", 1, lo=1)
     faults: Literal["stop", "continue"] = key(
         "when a rank dies: save and stop, or go on with the others (under mpirun --with-ft ulfm)", "stop")
-    patience_s: float = key("a rank that does not answer for so long, and 20 times the slowest evaluation, is taken for hung "
-                            "(s); ten times as long at first", 60.0, lo=0)
+    patience_s: float = key("time without an answer after which a rank counts as hung (s), but at least 20 times the slowest "
+                            "evaluation. Before a rank's first evaluation it is ten times as long", 60.0, lo=0)
     window: Window = key("the sliding window", Window)
     checkpoint: Checkpoint = key("window.h5", Checkpoint)
     preview: Preview = key("previews/", Preview)
@@ -280,42 +278,7 @@ def resolved(run: Run) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
-def describe() -> str:
-    """Every key with its kind, default and meaning: of a run, then of each component that comes with mpiprop."""
-    lines = ["keys of a run:", *_manual(Run, "")]
-    for use, component in components().items():
-        about, _, _ = (docs := inspect.getdoc(component) or "").partition("\n\n")
-        told = {name: " ".join(text.split()) for name, text in re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", docs)}
-        lines += ["", f'use: "{use}"', *(f"  {line}" for line in about.splitlines())]
-        for name, (kind, default) in parameters(component)[1].items():
-            lines += _entry(name, kind, default, told.get(name, ""))
-    return "\n".join(lines)
-
-
-def _manual(record: type, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(record)
-    for f in fields(record):
-        kind, inner = hints[f.name], get_args(hints[f.name])
-        if is_dataclass(f.default_factory) and not prefix:
-            yield from _manual(kind, f"{f.name}.")
-        elif inner and is_dataclass(inner[0]):
-            yield from _manual(inner[0], f"{prefix}{f.name}.0.")
-        else:
-            default = f.default if f.default_factory is MISSING else {}
-            yield from _entry(prefix + spelt(f), kind, default, f.metadata["doc"])
-
-
-def _entry(name: str, kind: Any, default: Any, doc: str) -> list[str]:
-    shown = "required"
-    if default is not MISSING:
-        flow = yaml.dump([plain(default)], Dumper=_Dumper, default_flow_style=True, width=9999)
-        shown = f"default {flow.strip()[1:-1]}"
-    return [f"  {name}: {describe_kind(kind)} ({shown})", *([f"      {doc}"] if doc else [])]
-
-
-def components() -> dict[str, type]:
-    """The classes with keys that come with mpiprop, by what `use` says."""
-    files = [path for package in COMPONENTS for path in sorted((PACKAGE / package).glob("[a-z]*.py"))]
-    return {f"{module}:{cls.__name__}": cls for module in (f"{path.parent.name}.{path.stem}" for path in files)
-            for cls in classes(importlib.import_module(f"mpiprop.{module}"))
-            if not cls.__name__.startswith("_") and parameters(cls)[1]}
+def flow(value: Any) -> str:
+    """A key's value as an override has it, in one line of YAML."""
+    text = yaml.dump([plain(value)], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.strip()[1:-1]

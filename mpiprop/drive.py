@@ -89,8 +89,8 @@ class Drive:
             self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
         stage.scene.load(theta, 0)
         D, L = theta.layout.D, theta.layout.L
-        self.log.say(f"mpiprop {__version__}: {self.run.subject!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers "
-                     f"({L - D:,} ride along), on {stage.device} -> {self.folder}")
+        self.log.say(f"mpiprop {__version__}: {self.run.subject!r}, stage {stage.name}, {stage.T} steps, {D:,} trained numbers"
+                     + (f", plus {L - D:,} stored but not trained" if L > D else "") + f", on {stage.device} -> {self.folder}")
         return stage.open_window(stage.rollout(), theta)
 
     def _loop(self, rollout: Rollout) -> None:

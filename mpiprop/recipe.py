@@ -7,9 +7,10 @@ from functools import partial
 import torch
 
 from . import handover
-from .components import Node, build, plain, suggestion, takes
+from .components import Node, build, takes
 from .config import Run
-from .core.errors import UserError
+from .conversion import plain
+from .core.errors import UserError, suggestion
 from .core.steps import Streams
 from .core.theta import Theta
 from .guidance.penalties import PENALTIES

@@ -20,7 +20,7 @@ def choose(name: str, run: Run, out: Path | None, resume: bool, root: Path = Pat
     """The folder for `run` of configuration `name`. Raises UserError rather than write over a run that is already there."""
     if out is not None:
         if not resume and ((out / "config.yaml").exists() or (out / "window.h5").exists()):
-            raise UserError(f"{out}: holds a run already; continue it with --resume or choose another --out")
+            raise UserError(f"{out}: already contains a run; continue it with --resume, or choose another --out")
         return out
     stem = f"{slug(name)}-{slug(run.subject)}-{run.seed}"
     mine = [folder for folder in root.glob(f"{stem}*") if re.fullmatch(rf"{re.escape(stem)}(\.\d+)?", folder.name)

@@ -12,6 +12,7 @@ import yaml
 
 from mpiprop import checkpoint
 from mpiprop.checkpoint import Checkpoint
+from mpiprop.checkpoint_file import inspect
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Layout, State, Theta
@@ -27,7 +28,7 @@ def window() -> Window:
 
 
 def saved(path) -> Checkpoint:
-    made = Checkpoint(window(), "coarse", 3, "prompt: a 'red' chair — ü\nseed: 3\n")
+    made = Checkpoint(window(), "coarse", 3, "prompt: a 'red' chair — ü\nseed: 3\nstages: [{name: coarse, steps: 90}]\n")
     checkpoint.save(path, made)
     return made
 
@@ -84,7 +85,7 @@ def test_a_truncated_file_is_named(tmp_path, share):
     with pytest.raises(UserError, match="window.h5: damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "window.h5")
     with pytest.raises(UserError, match="window.h5"):
-        checkpoint.inspect(tmp_path / "window.h5")
+        inspect(tmp_path / "window.h5")
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):
@@ -95,13 +96,16 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match="format None"):
         checkpoint.load(tmp_path / "other.h5")
     with pytest.raises(UserError, match="not a checkpoint of mpiprop"):
-        checkpoint.inspect(tmp_path / "other.h5")
+        inspect(tmp_path / "other.h5")
 
 
 def test_inspect_tells_what_is_there(tmp_path):
     saved(tmp_path / "window.h5")
-    text = checkpoint.inspect(tmp_path / "window.h5")
-    for part in ("verified", "tau", "37", "/x/slots/m", "/guess/002", "rides: (7,) at 1000, rides along", "coarse"):
+    text = inspect(tmp_path / "window.h5")
+    for part in ("verified", "stage      coarse, 1 of 1", "tau        37: optimiser steps done, of 90 in this stage",
+                 "k          9: iterations of the window that it took, 4.11 steps each", "e          1.25e-06: threshold",
+                 "3 guesses", "no: continue with --resume", "1,000 trained, plus 7 stored but not trained", "/x/slots/m",
+                 "/guess/002", "rides                                7 at 1,000, stored but not trained"):
         assert part in text
 
 

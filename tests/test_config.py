@@ -1,15 +1,18 @@
 """Configuration: what is read is what was meant, complete; a mistake is one line that says where and what instead."""
 
-from dataclasses import replace
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import pytest
 import yaml
 
-from mpiprop import config
-from mpiprop.components import Node, build, convert
+from mpiprop import components, config
+from mpiprop.components import OWN, Node, build, find, plugins
 from mpiprop.config import Run
+from mpiprop.conversion import convert
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Schedule
 
@@ -38,12 +41,37 @@ class Holder:
         self.ball, self.spare, self.must = ball, spare, must
 
 
-BALL = {"use": "test_config:Ball"}
-HOLDER = {"use": "test_config:Holder", "must": 1, "ball": {**BALL, "levels": 2}}
+BALL = {"use": "ball"}
+HOLDER = {"use": "holder", "must": 1, "ball": {**BALL, "levels": 2}}
 TERM = {"name": "novel", "views": BALL, "guidance": HOLDER}
 STAGE = {"name": "only", "steps": 10, "shape": BALL, "material": BALL, "background": BALL, "render": BALL,
          "optimiser": BALL, "terms": [TERM]}
 TREE = {"prompt": "a pear", "stages": [STAGE]}
+
+
+@pytest.fixture(autouse=True)
+def registered(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a package is installed that registers what this module defines, and things that go wrong."""
+    site = tmp_path_factory.mktemp("site")
+    for package, entries in {"parts": ["ball = test_config:Ball", "holder = test_config:Holder", "needy = needy:Thing",
+                                       "function = test_config:function", "twice = test_config:Ball",
+                                       "guidance.sds:SDS = test_config:Ball"],
+                             "others": ["twice = test_config:Holder"]}.items():
+        (site / f"{package}-1.dist-info").mkdir()
+        (site / f"{package}-1.dist-info/METADATA").write_text(f"Name: {package}\nVersion: 1\n")
+        text = "\n".join(["[mpiprop.components]", *entries])
+        (site / f"{package}-1.dist-info/entry_points.txt").write_text(text)
+    (site / "needy.py").write_text("import a_package_nobody_has\n")
+    monkeypatch.syspath_prepend(site)
+    for cached in (plugins, find):
+        cached.cache_clear()
+    yield site
+    for cached in (plugins, find):
+        cached.cache_clear()
+
+
+def function() -> None:
+    """No class."""
 
 
 @pytest.fixture
@@ -147,11 +175,18 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
     (["stages.0.shape.levles=1"], "stages.0.shape.levles: unknown key; did you mean 'levels'?"),
     (["stages.0.shape.device=cpu"], "stages.0.shape.device: unknown key; valid: radius, colour, levels, "),
     (["stages.0.terms.0.guidance.ball.levles=1"], "guidance.ball.levles: unknown key; did you mean 'levels'?"),
-    (["stages.0.terms.0.guidance.spare.use=test_config:Bal"], "use: no 'Bal' in test_config; did you mean 'Ball'?"),
-    (["stages.0.shape.use=shapes.hashgird:HashGrid"], "stages.0.shape.use: no module 'shapes.hashgird'"),
-    (["stages.0.shape.use=picard.rolout:Adam"], "no module 'picard.rolout'; did you mean 'picard.rollout'?"),
-    (["stages.0.shape.use=picard.rollout:SDG"], "no 'SDG' in picard.rollout; did you mean 'SGD'?"),
-    (["stages.0.shape.use=nonsense"], "stages.0.shape.use: 'nonsense': needs 'module:Class'"),
+    (["stages.0.terms.0.guidance.spare.use=bal"], "spare.use: 'bal' is not a component of mpiprop or of an installed plug-in; "
+     "did you mean 'ball'?"),
+    (["stages.0.shape.use=shapes.hashgird:HashGrid"], "stages.0.shape.use: 'shapes.hashgird:HashGrid' is not a component of "
+     "mpiprop or of an installed plug-in; did you mean 'shapes.hashgrid:HashGrid'?"),
+    (["stages.0.optimiser.use=picard.rollout:SDG"], "did you mean 'picard.rollout:SGD'?"),
+    (["stages.0.shape.use=subprocess:Popen"], "'subprocess:Popen' is not a component of mpiprop or of an installed plug-in"),
+    (["stages.0.shape.use=test_config:Ball"], "'test_config:Ball' is not a component"),
+    (["stages.0.shape.use=shapes.base:Shape"], "'shapes.base:Shape' is not a component"),
+    (["stages.0.shape.use=picard.rollout:SGD"], "stages.0.shape.use: picard.rollout:SGD is for 'optimiser', not for 'shape'; "),
+    (["stages.0.shape.use=needy"], "'needy' of the package parts does not load: ModuleNotFoundError: "),
+    (["stages.0.shape.use=function"], "'function' of the package parts is test_config:function, which is not a class"),
+    (["stages.0.shape.use=twice"], "'twice' is registered by several packages, others and parts: uninstall all but one"),
     (["stages.0.shape.use=3"], "stages.0.shape: needs {use: module:Class, ...}, got {"),
     (["stages.0.shape=null"], "stages.0.shape: needs {use: module:Class, ...}, got null"),
     (["stages.0.shape.levels=2.5"], "stages.0.shape.levels: needs whole number, got 2.5"),
@@ -233,16 +268,25 @@ def test_mistakes_of_a_constructor_say_where_it_stands(path: str) -> None:
     shape = config.load(path, ["stages.0.shape.radius=-1"]).stages[0].shape
     with pytest.raises(UserError, match=r"^stages\.0\.shape: radius: needs more than 0$"):
         build(shape, "cpu")
-    with pytest.raises(UserError, match=r"^stages\.0\.shape\.prior: missing; test_config:Ball needs a component there"):
+    with pytest.raises(UserError, match=r"^stages\.0\.shape\.prior: missing; ball needs a component there"):
         shape.part("prior")
 
 
-def test_a_module_that_lacks_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                    path: str) -> None:
-    (tmp_path / "needy.py").write_text("import a_package_nobody_has\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="needs a package that does not load here: .*'a_package_nobody_has'"):
-        config.load(path, ["stages.0.shape.use=needy:Thing"])
+@pytest.mark.parametrize("use", sum(OWN.values(), ()))
+def test_what_is_read_of_a_component_is_what_python_has(use: str) -> None:
+    """Names, annotations, defaults and docs, read from the source, against those of the imported class."""
+    component, cls = find(use), find(use).load()
+    assert f"{cls.__module__}:{cls.__name__}" == f"mpiprop.{use}"
+    hints, every = get_type_hints(cls.__init__), inspect.signature(cls).parameters.values()
+    assert component.keys == {p.name: (hints[p.name], MISSING if p.default is p.empty else p.default)
+                              for p in every if p.kind is p.KEYWORD_ONLY}
+    assert component.context == tuple(p.name for p in every if p.kind is p.POSITIONAL_OR_KEYWORD)
+    assert component.doc == inspect.getdoc(cls)
+    assert set(component.meanings) >= set(component.keys), "keys without a `name: text` line in the class's docstring"
+
+
+def test_a_plug_in_cannot_take_the_place_of_a_component_of_mpiprop() -> None:
+    assert "guidance.sds:SDS" not in components.plugins() and find("guidance.sds:SDS").load() is not Ball
 
 
 def test_numbers_become_what_the_annotation_says() -> None:
@@ -251,17 +295,6 @@ def test_numbers_become_what_the_annotation_says() -> None:
     assert convert(tuple[int, ...], [1, 2, 3], "x") == (1, 2, 3)
     assert convert(int | tuple[int, int] | None, [4, 5], "x") == (4, 5)
     assert convert(dict[str, float], {"a": 1}, "x") == {"a": 1.0}
-
-
-def test_the_manual_documents_every_key_of_a_run_and_of_every_component() -> None:
-    manual = config.describe()
-    assert "  window.size: whole number (default 7)\n      steps evaluated side by side" in manual
-    assert "stages.0.terms.0.penalties: {name: " in manual
-    assert all(f'use: "{use}"' in manual for use in config.components())
-    lines = manual.splitlines()
-    bare = [line for line, after in zip(lines, [*lines[1:], ""])
-            if (line.endswith("(required)") or " (default " in line) and not after.startswith("      ")]
-    assert not bare, "keys without a `name: text` line in their class's docstring"
 
 
 def test_a_run_is_immutable() -> None:

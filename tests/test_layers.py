@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
-LAYERS = [("core",), ("stop",), ("components", "launch"), ("config",), ("picard", "transport", "views"), ("shapes", "priors"),
+LAYERS = [("core",), ("stop",), ("components", "launch"), ("conversion",), ("config",), ("manual", "checkpoint_file"),
+          ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",),
           ("checkpoint", "export", "evaluate", "photograph", "run_folder", "charts", "plan"),
           ("handover", "report", "keeper"), ("recipe",), ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"),
@@ -18,7 +19,7 @@ LAYERS = [("core",), ("stop",), ("components", "launch"), ("config",), ("picard"
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),
-    "h5py": ("checkpoint.py",),
+    "h5py": ("checkpoint.py", "checkpoint_file.py"),
     "yaml": ("config.py",),
     "diffusers": ("priors/",),
     "peft": ("priors/",),

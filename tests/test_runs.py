@@ -210,7 +210,7 @@ def test_run_folders_are_named_resumed_and_never_written_over(mpirun, tmp_path):
     resumed = mpirun(0, "run", "toy", "stages.0.steps=1", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0 and "resumed runs/toy-a-red-ball-0.2/window.h5" in resumed.stdout
     refused = mpirun(0, "run", "toy", "--out", "runs/toy-a-red-ball-0", cwd=tmp_path)
-    assert refused.returncode == 2 and "holds a run already" in refused.stderr
+    assert refused.returncode == 2 and "already contains a run" in refused.stderr
 
 
 MISTAKES = [
@@ -220,7 +220,7 @@ MISTAKES = [
     (["run", "toy", "stages.0.terms.0.guidance.scael=3"], "scael: unknown key; did you mean 'scale'"),
     (["run", "toy", "stages.0.terms.0.penalties.sparsty=3"], "penalties.sparsty: unknown key; did you mean 'sparsity'"),
     (["run", "toy", "prompt="], "nothing to make"),
-    (["run", "toy", "--resmue"], "--resmue: run has no such argument; did you mean '--resume'"),
+    (["run", "toy", "--resmue"], "--resmue: no such option of mpiprop run; did you mean '--resume'"),
     (["rnu", "toy"], "rnu"),
     (["run", "toy", "stages.0.optimiser.lr={geometri: 0.1}"], "no group 'geometri'"),
     (["run", "demo", "stages.0.terms.0.guidance.prior.model=nobody/nothing"], "nobody/nothing"),

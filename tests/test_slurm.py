@@ -153,7 +153,7 @@ def test_an_array_makes_each_prompt_of_a_file_once(cluster):
 
 
 def test_a_mistake_or_a_cancelled_job_is_not_tried_again(cluster):
-    mistake = cluster.submit("--ntasks=1", ROOT / "jobs/amortized.slurm", "nosuch")
+    mistake = cluster.submit("--ntasks=1", ROOT / "jobs/text3d.slurm", "a ball", "nosuch")
     cancelled = cluster.submit("--ntasks=2", "--nodes=1", ROOT / "jobs/text3d.slurm", "a ball", "toy", "stages.0.steps=9999")
     cluster.reaches(lambda: any(cluster.folder.glob("runs/toy-*/metrics.jsonl")), cancelled)
     cluster.call("scancel", cancelled)

@@ -214,15 +214,22 @@ def photograph(shape: str, colour: str, path: Path, azimuth: float, elevation: f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.corpus", description="A view of an object, as RGBA.")
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("colour", choices=COLOURS)
-    parser.add_argument("out", type=Path)
-    for name, default in (("azimuth", 0), ("elevation", 15), ("distance", 1.8), ("fovy", 49.1)):
-        parser.add_argument(f"--{name}", type=float, default=default)
-    parser.add_argument("--size", type=int, default=256)
+    parser = argparse.ArgumentParser(prog="python -m tools.corpus", description="A view of an object with its exact opacity, a "
+                                     "picture to make objects from.", epilog="example: python -m tools.corpus chair orange "
+                                     "chair.png --azimuth 30", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES, metavar="SHAPE", help=", ".join(SHAPES))
+    parser.add_argument("colour", choices=COLOURS, metavar="COLOUR", help=", ".join(COLOURS))
+    parser.add_argument("out", type=Path, metavar="OUT.png", help="where the picture goes")
+    for name, default, text in (("azimuth", 0, "side that it is seen from, degrees, 0 is the front"),
+                                ("elevation", 15, "height that it is seen from, degrees above the object's"),
+                                ("distance", 1.8, "distance of the camera, world units (objects are about 1 across)"),
+                                ("fovy", 49.1, "vertical field of view, degrees")):
+        parser.add_argument(f"--{name}", type=float, default=default, help=text)
+    parser.add_argument("--size", type=int, default=256, help="height and width, pixels")
     args = parser.parse_args()
     photograph(args.shape, args.colour, args.out, args.azimuth, args.elevation, args.distance, args.fovy, args.size)
+    article = "an" if args.colour[0] in "aeiou" else "a"
+    print(f"{args.out}: {article} {args.colour} {args.shape}, {args.size} x {args.size} pixels")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The ways a run ends other than well, and the exit code of each (one line for the user, never a bare traceback)."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
 DONE, FAILED, MISTAKE, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
@@ -29,3 +32,9 @@ def exit_code(error: Exception) -> int:
 def coded(code: int, text: str) -> Exception:
     """The error with this exit code, as another rank tells it."""
     return {MISTAKE: UserError, PREEMPTED: Lost}.get(code, RunError)(text)
+
+
+def suggestion(word: str, words: Collection[str]) -> str:
+    """The end of a message about an unknown word: the nearest valid one, or all of them."""
+    near = get_close_matches(str(word), words, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(words) or 'none'}"

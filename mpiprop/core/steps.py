@@ -3,17 +3,22 @@
 Every random draw of the program comes from a stream keyed by (seed, tau, name); there is no generator state to save, to
 restore or to diverge between ranks, and a step evaluated twice sees the same noise (DreamPropeller, appendix C). Draws are
 made on the CPU and moved, so they are the same numbers on every device. The key is hashed: neighbouring seeds share nothing.
+
+Schedules are also what configurations are read with, so torch is loaded by the first draw.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
-
-import torch
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 Schedule = float | Sequence[Sequence[float]]
 """A number, or knots [[step, value], ...]: linear between them, constant outside."""
@@ -58,6 +63,8 @@ class Streams:
     batch: int = 1  # ... of so many
 
     def __call__(self, name: str) -> Generator:
+        from torch import Generator
+
         key = f"{self.seed}/{self.tau}/{self.prefix}{name}".encode()
         digest = hashlib.blake2b(key, digest_size=8).digest()
         return Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -79,9 +86,13 @@ class Streams:
 
 def uniform(rng: Generator, *shape: int, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     """Uniform draws in [lo, hi) of the given shape, on the CPU."""
+    import torch
+
     return torch.rand(shape, generator=rng) * (hi - lo) + lo
 
 
 def normal(rng: Generator, *shape: int) -> Tensor:
     """Standard normal draws of the given shape, on the CPU."""
+    import torch
+
     return torch.randn(shape, generator=rng)

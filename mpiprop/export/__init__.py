@@ -1,0 +1,3 @@
+"""Files for other programs."""
+
+MESHES, FILMS = ("glb", "obj", "ply"), ("gif", "mp4")

@@ -74,7 +74,8 @@ def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, heigh
     mesh = coloured(decimated(mesh, faces), albedo)
     mesh = textured(mesh, albedo, texture, pbr) if texture else mesh
     count = mesh.open_edges
-    say(f"mesh: {len(mesh.faces):,} faces, {f'{count:,} open edges' if count else 'watertight'}"
+    closed = f"{count:,} open edge{'s' * (count != 1)}" if count else "watertight"
+    say(f"mesh: {len(mesh.faces):,} faces, {closed}"
         + (f", texture {texture} x {texture}" if texture else "") + (f", {height_m:g} m tall" if height_m else ""))
     return real_size(mesh, height_m)
 

@@ -1,0 +1,104 @@
+"""A plug-in as configs/README.md shows it, built and installed; and that nothing else a configuration names is imported."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Mpirun
+from finished import flat
+
+from mpiprop import checkpoint, config
+from mpiprop.__main__ import main
+
+TOY = ["toy", "stages.0.steps=20", "turntable.frames=1", "mesh.resolution=8"]
+HOSTILE = "stages.0.terms.0.guidance.use"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package of the documentation is installed."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    text = (ROOT / "configs/README.md").read_text()
+    for name, kind in (("pyproject.toml", "toml"), ("mycompany_losses.py", "python")):
+        (source / name).write_text(re.search(rf"`{name}`:\n\n```{kind}\n(.*?)```", text, re.DOTALL)[1])
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+                    "--target", site, source], check=True, timeout=120)
+    return site
+
+
+@pytest.mark.mpi
+def test_the_plug_in_of_the_documentation_gives_the_same_bits_on_any_number_of_ranks(mpirun: Mpirun, site: Path,
+                                                                                     tmp_path: Path) -> None:
+    words = [*TOY, "window.threshold=0", "stages.0.terms.0.guidance.use=mycompany.csd", "stages.0.terms.0.guidance.scale=2"]
+    env = {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
+    ended = {}
+    for n in (0, 3):
+        done = mpirun(n, "run", *words, "--out", tmp_path / str(n), env=env)
+        assert done.returncode == 0 and "csd" in (tmp_path / str(n) / "metrics.jsonl").read_text(), done.stderr
+        ended[n] = flat(tmp_path / str(n))
+    assert ended[0] == ended[3]
+    told = mpirun(0, "run", "--help", "mycompany.csd", env=env).stdout
+    assert "scale: number | [[step, number], ...] (default 1.0)\n      factor of the difference" in told
+
+    gone = mpirun(0, "run", *words, "--out", tmp_path / "0", "--resume")
+    assert gone.returncode == 2 and "'mycompany.csd' is not a component of mpiprop or of an installed plug-in" in gone.stderr
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted after some steps."""
+    from mpiprop.__main__ import dispatch
+    folder = tmp_path_factory.mktemp("made") / "run"
+    assert dispatch(["run", *TOY, "--out", str(folder)]) == 0
+    return folder
+
+
+COMMANDS = {
+    "in a file": lambda run, bad: ["run", bad],
+    "in a file, checked": lambda run, bad: ["run", bad, "--check"],
+    "in an override": lambda run, bad: ["run", *TOY, f"{HOSTILE}=hostile:Thing"],
+    "planned": lambda run, bad: ["plan", bad, "--ranks", "4"],
+    "explained": lambda run, bad: ["run", bad, "--help"],
+    "in a checkpoint, from": lambda run, bad: ["run", *TOY, "stages.0.name=next", f"from={run}"],
+    "in a checkpoint, resumed": lambda run, bad: ["run", *TOY, "--out", run, "--resume"],
+    "in a run folder, exported": lambda run, bad: ["export", run],
+    "in a run folder, evaluated": lambda run, bad: ["evaluate", run],
+    "in a run folder, reported": lambda run, bad: ["report", run],
+    "in a run folder, measured": lambda run, bad: ["plan", "toy", "--ranks", "4", "--measured", run],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_hostile_configuration_leaves_no_trace(monkeypatch, capfd, tmp_path, made, command) -> None:
+    (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nclass Thing: pass\n")
+    run, bad = tmp_path / "run", tmp_path / "bad.yaml"
+    text = (made / "config.yaml").read_text().replace("guidance.sds:SDS", "hostile:Thing")
+    assert "hostile:Thing" in text
+    for folder in (run, run / "views"):
+        folder.mkdir()
+    for name in ("metrics.jsonl", "views/000.png"):
+        (run / name).write_bytes((made / name).read_bytes())
+    (run / "config.yaml").write_text(text)
+    bad.write_text(text)
+    checkpoint.save(run / "window.h5", replace(checkpoint.load(made / "window.h5"), config=text))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("mpiprop.stop.listen", lambda words: None)  # this process is pytest's
+    monkeypatch.setattr(sys, "argv", ["mpiprop", *map(str, command(run, bad))])
+    code, err = main(), capfd.readouterr().err
+    assert "hostile" not in sys.modules and not (tmp_path / "trace").exists()
+    if code:  # a report reads the configuration as text
+        assert code == 2 and len(err.strip().splitlines()) == 1
+        assert "is not a component of mpiprop or of an installed plug-in" in err or "is of another configuration" in err, err
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system [touch trace]", "!!python/name:os.system", "!include x"])
+def test_tags_of_yaml_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(f"prompt: {text}\nstages: []\n")
+    with pytest.raises(config.UserError, match="not YAML"):
+        config.load(str(tmp_path / "bad.yaml"))
