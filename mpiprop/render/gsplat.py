@@ -1,6 +1,7 @@
 """The rasteriser of `splat` by gsplat (Ye et al., arXiv 2409.06765), an optional package for CUDA: all views in one call.
 
-It holds alpha below 0.999 instead of 0.99 and adds up in another order, so images agree up to that. Letters as in `splat`.
+It holds alpha below 0.999 instead of 0.99 and adds up in another order, so images agree up to that; its atomic additions
+make gradients differ in their last bits from run to run. Letters as in `splat`.
 """
 
 import torch
@@ -15,8 +16,12 @@ def rasterise(splats: Splats, channels: Tensor, views: Views, near: float, far: 
     """As splat.rasterise."""
     try:
         from gsplat import rasterization
+        from gsplat.cuda._backend import _C as built
     except ImportError as error:
         raise UserError(f"render.backend: 'gsplat' is not installed ({error}); set render.backend: torch") from error
+    if built is None:
+        raise UserError("render.backend: 'gsplat' is compiled when it is first used, and there is no nvcc; install the CUDA "
+                        "toolkit, or set render.backend: torch")
     (H, W), B, device = views.size, len(views), splats.means.device
     focal = H / (2 * torch.tan(views.fovy / 2))
     intrinsics = torch.zeros(B, 3, 3, device=device)

@@ -6,7 +6,6 @@ only pairs that count are ever listed; one stable sort by pixel puts each pixel'
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.functional import normalize
 
 from ..core.errors import UserError
 from ..core.steps import Streams
+from ..core.sums import cumulative
 from ..shapes.base import Shape, Splats, matrices
 from ..shapes.harmonics import harmonics
 from ..views.cameras import Image, Screen, Views
@@ -33,14 +33,13 @@ class Splat:
 
     near: distance along the axis at which a Gaussian's centre is seen at the earliest (world units)
     far: and at the latest (world units)
-    backend: "torch" (any device) or "gsplat" (CUDA); auto: gsplat where it can be
+    backend: "torch" (any device) or "gsplat" (CUDA), whose gradients differ in their last bits each time; auto: torch
     """
 
     def __init__(self, *, near: float = 0.2, far: float = 100.0,
                  backend: Literal["auto", "torch", "gsplat"] = "auto") -> None:
         self.near, self.far = near, far
-        fast = backend == "gsplat" or backend == "auto" and torch.cuda.is_available() and find_spec("gsplat")
-        self.rasterise = _fast if fast else rasterise
+        self.rasterise = _fast if backend == "gsplat" else rasterise
 
     def step(self, shape: Shape) -> float:
         """Nothing is sampled along rays."""
@@ -129,7 +128,7 @@ class _Composite(torch.autograd.Function):
         gaussian, pixel, covers = _fragments(u, v, conic, yy, opacity, H, W)
         dx, dy, reach = _offsets(u, v, conic, gaussian, pixel, W)
         alpha = (opacity.index_select(0, gaussian) * reach).clamp_(max=MOST)
-        after = torch.log1p(-alpha).double().cumsum_(0)
+        after = cumulative(torch.log1p(-alpha).double())
         ends = torch.bincount(pixel, minlength=H * W).cumsum_(0)
         before = torch.cat([after.new_zeros(1), after])[torch.cat([ends.new_zeros(1), ends[:-1]])]  # of each pixel's first
         after = (after - before.index_select(0, pixel)).to(alpha.dtype).exp_()  # light left behind each fragment
@@ -155,7 +154,7 @@ class _Composite(torch.autograd.Function):
         wanted = grads[4].clone()
         for value, each in zip(values, grads):
             wanted.addcmul_(value.index_select(0, gaussian), each)
-        behind = (weight * wanted).double().cumsum_(0)
+        behind = cumulative((weight * wanted).double())
         last = torch.bincount(pixel, minlength=1).cumsum_(0).sub_(1).clamp_(min=0)  # fragment of each pixel
         hidden = (behind[last] if len(behind) else behind).index_select(0, pixel).sub_(behind).to(weight.dtype)
         slope = (after * wanted - hidden).div_(1 - alpha).mul_(reach).masked_fill_(alpha >= MOST, 0)  # dL / d reach / opacity

@@ -8,7 +8,6 @@ that hold almost nothing are dropped before anything is differentiated.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.functional import normalize
 
 from ..core.errors import UserError
 from ..core.steps import Streams, normal, uniform
+from ..core.sums import cumulative
 from ..shapes.base import Field, Steps
 from ..shapes.occupancy import threshold
 from ..views.cameras import Image, Samples, Views
@@ -33,14 +33,14 @@ class Volume:
 
     samples: steps along the box's diagonal
     chunk: rays at a time in evaluation renders (bounds their memory)
-    backend: what finds samples in occupied cells: "torch" (any device) or "nerfacc" (CUDA); auto: nerfacc where it can be
+    backend: what finds samples in occupied cells: "torch" (any device) or "nerfacc" (CUDA); auto: torch, so that results do
+        not depend on what is installed
     """
 
     def __init__(self, *, samples: int = 512, chunk: int = 16384,
                  backend: Literal["auto", "torch", "nerfacc"] = "auto") -> None:
         self.samples, self.chunk = samples, chunk
-        fast = backend == "nerfacc" or backend == "auto" and torch.cuda.is_available() and find_spec("nerfacc")
-        self.march = _march_nerfacc if fast else _march
+        self.march = _march_nerfacc if backend == "nerfacc" else _march
 
     def step(self, field: Field) -> float:
         """The distance between samples (world units)."""
@@ -124,7 +124,7 @@ class _Weights(torch.autograd.Function):
 
 def _before(values: Tensor, ray: Tensor, rays: int) -> Tensor:
     """For each sample [S] the sum of `values` (float64) of the samples before it on its ray."""
-    total = values.cumsum(0) - values
+    total = cumulative(values) - values
     first = torch.searchsorted(ray, torch.arange(rays, device=ray.device)).clamp(max=max(len(ray) - 1, 0))
     return total - total[first][ray] if len(ray) else total
 
@@ -154,17 +154,22 @@ def _march(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float,
 
 def _march_nerfacc(origins: Tensor, directions: Tensor, occupied: Tensor, radius: float, step: float,
                    jitter: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, found by nerfacc's traversal, which decides by the cell where a step begins."""
+    """The same, found by nerfacc's traversal, which adds up steps: points at a cell's wall may count to the other side."""
     try:
-        import nerfacc
+        from nerfacc import traverse_grids
+        from nerfacc.cuda._backend import _C as built
     except ImportError as error:
         raise UserError(f"render.backend: 'nerfacc' is not installed ({error}); set render.backend: torch") from error
     if not origins.is_cuda:  # previews of a CUDA run, made elsewhere
         return _march(origins, directions, occupied, radius, step, jitter)
+    if built is None:
+        raise UserError("render.backend: 'nerfacc' is compiled when it is first used, and there is no nvcc; install the CUDA "
+                        "toolkit, or set render.backend: torch")
     box = torch.tensor([3 * [-radius] + 3 * [radius]], device=origins.device)
     near = jitter * step
-    intervals, samples, _ = nerfacc.traverse_grids(
+    _, samples, _ = traverse_grids(
         origins.contiguous(), directions.contiguous(), occupied[None], box, near_planes=near,
         far_planes=torch.full_like(near, 1e10), step_size=step, cone_angle=0.0)
-    middle = (intervals.vals[intervals.is_left] + intervals.vals[intervals.is_right]) / 2
-    return samples.ray_indices, middle
+    ray = samples.ray_indices
+    k = ((samples.vals - near[ray]) / step - 0.5).round()
+    return ray, (k + (jitter + 0.5)[ray]) * step

@@ -44,7 +44,8 @@ class DMTet(Shape):
     growth: resolution of a grid over that of the next coarser one
     hidden: width of the texture network's hidden layers
     hidden_layers: hidden layers in the texture network
-    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same; auto: tcnn where it can be
+    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA), whose gradients differ in their last bits each time; the
+        numbers mean the same; auto: torch
     """
 
     has_normals = True

@@ -6,7 +6,6 @@ complex number, so that a corner costs one 1-D gather forward and one 1-D scatte
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import ceil
 from typing import Literal
 
@@ -78,8 +77,11 @@ class HashEncoding(nn.Module):
         entries = self.levels[-1].offset + self.levels[-1].entries
         self.table = initialised(rng, "table", 2 * entries, bound=1e-4)
         self._tcnn: list[nn.Module] = []  # in a list, lest its parameters be registered beside ours
-        if backend == "tcnn" or backend == "auto" and torch.cuda.is_available() and find_spec("tinycudann"):
+        if backend == "tcnn":
             self._tcnn.append(_tiny_cuda_nn(levels, log2_table, base_resolution, growth))
+            if (theirs := len(self._tcnn[0].params)) != len(self.table):
+                raise UserError(f"backend: tiny-cuda-nn makes {theirs:,} numbers of this grid, not {len(self.table):,}: it "
+                                "rounds its growth otherwise; set backend: torch")
             self._tcnn[0].params = self.table
 
     def forward(self, unit: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ def _split(grad: Tensor, place: Tensor, difference: Tensor | None = None) -> Ten
 def _tiny_cuda_nn(levels: int, log2_table: int, base_resolution: int, growth: float) -> nn.Module:
     try:
         import tinycudann
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # an EnvironmentError where it was built for another device
         raise UserError(f"backend: 'tcnn' needs tiny-cuda-nn and a CUDA device ({error}); "
                         "install it from its repository, or set backend: torch") from error
     config = {"otype": "HashGrid", "n_levels": levels, "n_features_per_level": 2, "log2_hashmap_size": log2_table,

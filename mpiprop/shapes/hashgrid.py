@@ -41,7 +41,8 @@ class HashGrid(Gridded):
     normal_step: step of the forward differences (world units)
     occupancy_resolution: cells a side of the grid that tells where matter is
     occupancy_decay: factor on what a cell remembers at each of its renewals
-    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same; auto: tcnn where it can be
+    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA), whose gradients differ in their last bits each time; the
+        numbers mean the same; auto: torch
     """
 
     def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,

@@ -94,7 +94,8 @@ class SDF(Gridded):
     normal_step: step of the differences (world units); progressive: a cell of the finest grid in use
     occupancy_resolution: cells a side of the grid that tells where matter is
     occupancy_decay: factor on what a cell remembers at each of its renewals
-    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA); the numbers mean the same; auto: tcnn where it can be
+    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA), whose gradients differ in their last bits each time; the
+        numbers mean the same; auto: torch
     """
 
     level = 0.0

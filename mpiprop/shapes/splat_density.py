@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..core.sums import cumulative
 from .base import Splats, matrices
 from .harmonics import C0
 
@@ -60,7 +61,7 @@ def _near(splats: Splats, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         far = (((middles - centre).abs() - (high - low) / 2) / spread).amax(1).clamp(min=0)  # at least, from any point
         near = (far < reach).nonzero()[:, 0]
         most, order = (opacities[near] * (far[near].square() * -0.5).exp()).sort()
-        near = near[order[most.cumsum(0) > TOLERANCE / 2]]
+        near = near[order[cumulative(most) > TOLERANCE / 2]]
         if len(near):
             mean = means[near] - centre
             pull = (precision[near] @ mean[:, :, None])[:, :, 0]

@@ -75,6 +75,7 @@ class World:
             raise UserError(f"device=cuda: no usable GPU on {socket.gethostname()}; use device=cpu or device=auto")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, and none is read unwritten
         torch.backends.cudnn.benchmark = False
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
