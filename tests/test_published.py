@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mpiprop import config
+from mpiprop.components import build
 from mpiprop.core.errors import UserError
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.mvdream import MVDream
 from mpiprop.priors.zero123 import Zero123
-from mpiprop.recipe import Stage
 
 KIND = {"if": DeepFloyd, "mvdream": MVDream, "mvdream-authors": MVDream, "zero123-xl": Zero123, "zero123-kxic": Zero123}
 TOLD = {  # of each model: pixels, the VAE's scale, millions of numbers that stay (UNet and VAE), by their cards and papers
@@ -53,12 +53,11 @@ def test_every_full_scale_configuration_is_built_and_verified(name, folders):
     for model, of in ID.items():
         text = text.replace(model, str(folders[of]))
     run = config.parse(json.loads(text), name)
-    for index, stage in enumerate(run.stages):
-        built = Stage(run, index, torch.device("cpu"))
-        for term in stage.terms:
-            if "prior" in term.guidance.keys:
-                prior = built._prior(term.guidance) if hasattr(built, "_prior") else built.prior(term.guidance)
-                assert prior.parts.model in map(str, folders.values()) and prior.verify() == []
+    nodes = [term.guidance.part("prior") for stage in run.stages for term in stage.terms if "prior" in term.guidance.keys]
+    assert len(nodes) >= len(run.stages)
+    for node in nodes:
+        prior = build(node, torch.device("cpu"))
+        assert prior.parts.model in map(str, folders.values()) and prior.verify() == []
 
 
 def test_zero123s_file_borrows_the_rest_from_its_base(folders, tmp_path):
