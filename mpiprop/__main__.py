@@ -17,6 +17,7 @@ from .core.errors import DONE, FAILED, MISTAKE, RunError, UserError, suggestion
 from .core.launcher import launched, launched_rank
 from .export import FILMS, MESHES
 
+PROTOCOLS = ("dreampropeller", "scaledreamer")
 HELP = ("--help", "-h")
 HEAD = f"""{__doc__.strip()}
 
@@ -136,13 +137,26 @@ def parsers() -> dict[str, Parser]:
     export.add_argument("--resolution", type=positive(int), metavar="R", help="cells a side of a mesh (default: the run's "
                         "mesh.resolution), or pixels a side of a film (default: its turntable.size)")
 
-    evaluate = command("evaluate", "CLIP similarity, CLIP R-Precision and CLIP-FID over the views of runs.")
-    evaluate.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    evaluate = command("evaluate", "CLIP similarity, CLIP R-Precision and CLIP-FID of runs: of the pictures in views/, or as a "
+                       "paper measures.",
+                       "mpiprop evaluate runs/demo-*                                  by the built-in judge",
+                       "mpiprop evaluate runs/dreamfusion-* --protocol dreampropeller --prompts prompts.txt --reference photos")
+    evaluate.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    evaluate.add_argument("--protocol", choices=PROTOCOLS, help="render the views of this paper from the newest checkpoint and "
+                          "judge them as it does (default: the pictures in views/)")
     evaluate.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to retrieve from, one a line or JSON "
-                          "(default: the built-in judge's whole vocabulary)")
-    evaluate.add_argument("--clip", metavar="ID_OR_FOLDER", help="any CLIP model (default: the built-in judge)")
-    evaluate.add_argument("--reference", type=Path, metavar="FOLDER", help="pictures that CLIP-FID compares with")
-    evaluate.add_argument("--json", action="store_true", help="machine-readable")
+                          "(default: all that the built-in judge knows; with another judge the runs' own)")
+    evaluate.add_argument("--clip", metavar="ID_OR_FOLDER", help="any CLIP model, or builtin (default: the protocol's; builtin "
+                          "without a protocol)")
+    evaluate.add_argument("--reference", type=Path, metavar="FOLDER", help="pictures that CLIP-FID compares with; their "
+                          "statistics are kept in ~/.cache/mpiprop")
+    evaluate.add_argument("--views", type=positive(int), metavar="N", help="azimuths instead of the protocol's (120)")
+    evaluate.add_argument("--size", type=positive(int), metavar="PIXELS", help="a side of a render, instead of the protocol's "
+                          "(512)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the protocol's random crops (default: 0)")
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render and to judge "
+                          "(default: auto, a GPU if there is one)")
+    evaluate.add_argument("--json", action="store_true", help="machine-readable, with everything that repeats it")
 
     inspect = command("inspect", "What a checkpoint holds, and whether it is whole.",
                       "mpiprop inspect runs/demo-a-green-mushroom-0")

@@ -29,15 +29,17 @@ def plan(args: Namespace) -> int:
 def export(args: Namespace) -> int:
     """One file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), or Gaussians (ply)."""
     form = args.format or (args.out.suffix[1:].lower() if args.out else "glb")
-    _run(args.run)
+    run_folder.configured(args.run)
     _can_export(args, form)
     size = {"turntable.size" if form in FILMS else "mesh.resolution": args.resolution} if args.resolution else {}
-    stage, theta = _open(args.run, [f"{key}={value}" for key, value in size.items()])
+    from . import results
+
+    stage, found = results.newest(args.run, overrides=[f"{key}={value}" for key, value in size.items()])
+    theta = found.window.x.theta
     scene = stage.scene.load(theta, stage.T)
     rows = scene.cloud() if form == "ply" else None
     out = args.out or args.run / f"{'turntable' if form in FILMS else 'cloud' if rows else 'mesh'}.{form}"
     if form in FILMS:
-        from . import results
         from .export.pictures import film
         turntable = stage.run.turntable
         views = stage.views[0].turntable(turntable.frames, (turntable.size, turntable.size))
@@ -74,23 +76,11 @@ def _bare(line: str) -> None:
 
 
 def evaluate(args: Namespace) -> int:
-    """CLIP measures over the views of runs, as a table or JSON."""
-    import torch
+    """CLIP measures of runs, as a table or JSON."""
+    from . import evaluation
 
-    from . import evaluate as measures
-
-    objects = []
-    for folder in args.runs:
-        pictures = sorted((folder / "views").glob("*.png"))
-        if not pictures:
-            raise UserError(f"{folder}: has no views/*.png yet; finish the run first (--resume)")
-        if not (prompt := _run(folder).prompt):
-            raise UserError(f"{folder}: was made from a picture without prompt=..., which is what its views are measured by")
-        objects.append((prompt, torch.stack([measures.picture(path) for path in pictures])))
-    prompts = measures.read_prompts(args.prompts) if args.prompts else measures.builtin_prompts()
-    judge = measures.Judge(args.clip) if args.clip else measures.Judge()
-    result = measures.evaluate(objects, prompts, judge, args.reference)
-    print(result.to_json() if args.json else result)
+    summary = evaluation.evaluate(args)
+    print(summary.to_json() if args.json else summary)
     return DONE
 
 
@@ -110,25 +100,3 @@ def inspect(args: Namespace) -> int:
 
     print(told(args.run / "window.h5" if args.run.is_dir() else args.run))
     return DONE
-
-
-def _run(folder: Path, overrides: Sequence[str] = ()) -> config.Run:
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no config.yaml)")
-    return config.load(str(folder / "config.yaml"), overrides)
-
-
-def _open(folder: Path, overrides: Sequence[str] = ()) -> "tuple[Stage, Theta]":
-    """The stage that the run is in, and its newest theta."""
-    run = _run(folder, overrides)
-    if not (folder / "window.h5").is_file():
-        raise UserError(f"{folder}: has no checkpoint (window.h5) yet")
-    import torch
-
-    from . import checkpoint
-    from .recipe import Stage
-
-    torch.set_num_threads(max(run.threads, torch.get_num_threads()))
-    found = checkpoint.load(folder / "window.h5")
-    index = [stage.name for stage in run.stages].index(found.stage)
-    return Stage(run, index, torch.device("cpu")), found.window.x.theta

@@ -23,7 +23,7 @@ from .transport.shared import Shared
 from .transport.world import World
 from .views.reference import Reference
 
-FREE_TO_CHANGE = ("device", "threads", "faults", "patience_s", "window", "checkpoint", "preview", "turntable",
+FREE_TO_CHANGE = ("name", "device", "threads", "faults", "patience_s", "window", "checkpoint", "preview", "turntable",
                   "mesh", "image")  # on --resume; a picture counts by its content
 
 

@@ -118,6 +118,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
+    name: str = key("what the configuration is called (default: its file's name)", "")
     prompt: str = key("what to make", "")
     image: str | None = key("picture to start from (file)", None)
     from_: str | None = key("run folder with whose newest state the first stage begins", None)
@@ -194,8 +195,9 @@ def names() -> list[str]:
 
 def load(name: str, overrides: Sequence[str] = ()) -> Run:
     """The configuration `name` (of `names()`, or a file) with `key=value` overrides, checked and complete."""
-    where = f"configs/{name}.yaml" if name in names() else name
-    return parse(read(name, overrides), where)
+    shipped = name in names()
+    called = {"name": name if shipped else Path(name).stem}
+    return parse(called | read(name, overrides), f"configs/{name}.yaml" if shipped else name)
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> dict:

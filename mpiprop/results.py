@@ -1,14 +1,15 @@
 """The pictures and files of a run, from one theta: previews while it runs, turntable, views, mesh and report at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import checkpoint, run_folder
 from .config import Run
-from .core.errors import RunError
+from .core.errors import RunError, UserError
 from .core.log import Log
 from .core.theta import Theta
 from .guidance.reference import before, psnr
@@ -17,6 +18,18 @@ from .views.cameras import Views, orbit
 from .views.reference import Reference
 
 VIEWS = 12  # what views/ holds and `evaluate` looks at
+
+
+def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
+           ) -> tuple[Stage, checkpoint.Checkpoint]:
+    """The stage that the run in `folder` is in, and its newest checkpoint. Raises UserError where there is none."""
+    run = run_folder.configured(folder, overrides)
+    if not (folder / "window.h5").is_file():
+        raise UserError(f"{folder}: has no checkpoint (window.h5) yet")
+    torch.set_num_threads(max(run.threads, torch.get_num_threads()))
+    found = checkpoint.load(folder / "window.h5", device)
+    index = [stage.name for stage in run.stages].index(found.stage)
+    return Stage(run, index, torch.device(device)), found
 
 
 def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import fcntl
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
@@ -29,6 +30,13 @@ def choose(name: str, run: Run, out: Path | None, resume: bool, root: Path = Pat
         return max(unfinished, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
     taken = {folder.name for folder in root.glob(f"{stem}*")}
     return root / next(name for i in range(1, 10**6) if (name := stem if i == 1 else f"{stem}.{i}") not in taken)
+
+
+def configured(folder: Path, overrides: Sequence[str] = ()) -> Run:
+    """The configuration of the run in `folder`. Raises UserError where there is none."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder (no config.yaml)")
+    return config.load(str(folder / "config.yaml"), overrides)
 
 
 def lock(folder: Path) -> IO[str]:

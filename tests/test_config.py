@@ -100,7 +100,8 @@ def test_defaults_of_records_and_components_are_filled_in(path: str) -> None:
 
 def test_the_order_of_keys_in_the_file_does_not_show(path: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(dict(reversed(TREE.items())), sort_keys=False))
-    assert config.resolved(config.load(str(tmp_path / "other.yaml"))) == config.resolved(config.load(path))
+    one, other = (config.resolved(config.load(name, ["name=x"])) for name in (path, str(tmp_path / "other.yaml")))
+    assert one == other
 
 
 def test_overrides_reach_any_depth_and_leave_the_rest(path: str) -> None:
@@ -237,11 +238,11 @@ def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], me
 @pytest.mark.parametrize(("text", "message"), [
     ("seed: 1\nseed: 2\n", "not YAML (line 2): key 'seed' given twice"),
     ("seed: [1\n", "not YAML (line 2)"),
-    ("- 1\n", "needs keys and values (prompt, image, from, seed, "),
+    ("- 1\n", "needs keys and values (name, prompt, image, from, seed, "),
     ("", "needs keys and values"),
     ("prompt: x\n", "stages: missing; needs ["),
     ("seed: !!python/object:os.system x\n", "not YAML (line 1): could not determine a constructor"),
-    ("1: 2\nstages: []\n", "1: unknown key; valid: prompt, image, "),
+    ("1: 2\nstages: []\n", "1: unknown key; valid: name, prompt, image, "),
     (yaml.safe_dump(TREE).replace("steps: 10", ""), "stages.0.steps: missing; needs whole number"),
     (yaml.safe_dump({**TREE, "stages": [STAGE, STAGE]}), "stages: needs at least one entry, each with a name of its"),
     (yaml.safe_dump(TREE).replace("must: 1", "spare: null"), "stages.0.terms.0.guidance.must: missing; needs whole"),

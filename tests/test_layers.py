@@ -13,9 +13,9 @@ PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("stop",), ("components", "launch"), ("conversion",), ("config",), ("manual", "checkpoint_file"),
           ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",),
-          ("checkpoint", "export", "evaluate", "photograph", "run_folder", "charts", "plan"),
-          ("handover", "report", "keeper"), ("recipe",), ("results", "forecast"), ("reporter",), ("drive",), ("app", "after"),
-          ("__main__",)]
+          ("checkpoint", "export", "metrics", "photograph", "run_folder", "charts", "plan"),
+          ("handover", "report", "keeper"), ("recipe",), ("results", "forecast"), ("reporter", "evaluation"), ("drive",),
+          ("app", "after"), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),
@@ -23,8 +23,8 @@ DOORS = {
     "yaml": ("config.py",),
     "diffusers": ("priors/",),
     "peft": ("priors/",),
-    "transformers": ("priors/", "evaluate.py"),
-    "huggingface_hub": ("priors/", "evaluate.py"),
+    "transformers": ("priors/", "metrics/"),
+    "huggingface_hub": ("priors/", "metrics/"),
     "nerfacc": ("render/",),
     "nvdiffrast": ("render/",),
     "gsplat": ("render/",),
@@ -35,8 +35,8 @@ DOORS = {
     "peft": ("priors/",),
     "xatlas": ("export/",),
     "fast_simplification": ("export/",),
-    "scipy": ("shapes/", "export/", "evaluate.py"),
-    "PIL": ("export/", "evaluate.py", "photograph.py"),
+    "scipy": ("shapes/", "export/"),
+    "PIL": ("export/", "metrics/", "photograph.py"),
     "rembg": ("photograph.py",),
 }
 HEAVY = set(DOORS) - {"mpi4py", "h5py", "yaml"} | {"accelerate", "matplotlib"}

@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))
 
 from mpiprop import config  # noqa: E402
 from mpiprop.core.theta import Layout  # noqa: E402
-from mpiprop.evaluate import Judge, builtin_prompts, evaluate  # noqa: E402
 from mpiprop.export.pictures import contact_sheet  # noqa: E402
+from mpiprop.metrics.judge import Judge  # noqa: E402
 from mpiprop.recipe import Stage  # noqa: E402
-from tools.gallery import choose, run, speed, views_of  # noqa: E402
+from tools.gallery import choose, judged, run, speed, views_of  # noqa: E402
 
 CONFIG = "demo/prolificdreamer"
 
@@ -77,7 +77,7 @@ def main() -> None:
     print("\n| LoRAs | R-Precision | similarity | T/K | evaluations a step | MB a step | MB a step if only the step's own LoRA "
           "travelled |\n|---|---|---|---|---|---|---|")
     for policy, overrides in policies(args.window).items():
-        scores = evaluate([(prompt, views[prompt, policy]) for prompt in prompts], builtin_prompts(), judge)
+        scores = judged([(prompt, views[prompt, policy]) for prompt in prompts], judge)
         ratio, cost = map(fmean, zip(*(speed(folders[prompt, policy]) for prompt in prompts)))
         layout = Stage(config.load(str(args.out / "coarse.yaml"), overrides), 0, torch.device("cpu")).scene.layout
         print(f"| {policy} | {scores.r_precision:.3f} | {scores.similarity:.3f} | {ratio:.2f} | {cost:.2f} | "

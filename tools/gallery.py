@@ -28,10 +28,13 @@ sys.path.insert(0, str(ROOT))
 
 from mpiprop import config  # noqa: E402  (from this checkout)
 from mpiprop.components import build  # noqa: E402
-from mpiprop.evaluate import Judge, builtin_prompts, evaluate, picture  # noqa: E402
 from mpiprop.export.pictures import contact_sheet  # noqa: E402
+from mpiprop.metrics.judge import Judge  # noqa: E402
+from mpiprop.metrics.measures import Result, measure  # noqa: E402
+from mpiprop.metrics.pictures import pixels  # noqa: E402
+from mpiprop.metrics.prompts import builtin_prompts  # noqa: E402
 from tools.corpus import photograph  # noqa: E402
-from tools.measure_novel import psnr, true_views  # noqa: E402
+from tools.measure_novel import picture, psnr, true_views  # noqa: E402
 
 METHODS = {"sequential": ["window.size=1"], "window 7": ["window.size=7"]}
 PREVIEW = 96  # pixels
@@ -79,6 +82,12 @@ def views_of(folder: Path) -> Tensor:
     return torch.stack([picture(path) for path in sorted((folder / "views").glob("*.png"))])
 
 
+def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
+    """The measures of objects, each a prompt and its views, among all prompts that the built-in judge knows."""
+    prompts = builtin_prompts()
+    return measure([(prompt, judge.features(pixels(views))) for prompt, views in objects], prompts, judge.texts(prompts))
+
+
 def speed(folder: Path) -> tuple[float, float]:
     """T/K of a finished run and its evaluations a step, over all stages."""
     slides = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -106,8 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     judge = Judge()
     views = {key: views_of(folder) for key, folder in folders.items()}
-    scores = {method: evaluate([(prompt, views[prompt, method]) for prompt, _ in prompts], builtin_prompts(), judge)
-              for method in METHODS}
+    scores = {method: judged([(prompt, views[prompt, method]) for prompt, _ in prompts], judge) for method in METHODS}
     speeds = [speed(folders[prompt, "window 7"]) for prompt, _ in prompts]
 
     print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | T/K | evaluations "

@@ -21,10 +21,15 @@ from torch import Tensor
 
 from mpiprop import config
 from mpiprop.components import build
-from mpiprop.evaluate import picture
 from mpiprop.export.pictures import contact_sheet
+from mpiprop.metrics.pictures import read
 from mpiprop.views.samplers import Random
 from tools.corpus import COLOURS, SHAPES, render, still
+
+
+def picture(path: Path) -> Tensor:
+    """Returns the picture [H, W, 3] in [0, 1] of a file."""
+    return torch.from_numpy(read(path)) / 255
 
 
 def true_views(shape: str, colour: str, cameras: Random, azimuth: float, n: int, size: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""How well objects show what was asked for: CLIP similarity, CLIP R-Precision and CLIP-FID (see README.md here)."""

@@ -1,0 +1,97 @@
+"""What an evaluation found, as a table and as JSON, with all that is needed to repeat it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from mpiprop import __version__
+from mpiprop.priors.vocabulary import Vocabulary
+
+from .measures import Result
+from .protocols import PROTOCOLS, Protocol
+
+COLUMNS = ("run", "configuration", "seed", "prompt", "similarity", "R-Precision", "nearest prompt")
+NUMBERS = ("seed", "similarity", "R-Precision")  # set to the right
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What tells one run from another, and how far it has come."""
+
+    run: str  # folder
+    configuration: str
+    seed: int
+    window: int
+    stage: str  # that its pictures show
+    step: int  # of that stage, as many as are done
+    steps: int
+    finished: bool  # the whole run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The measures of several runs and how they came about."""
+
+    protocol: str | None  # None: the pictures in views/ as they are
+    settings: Protocol | None
+    judge: str
+    fingerprint: str  # of the judge
+    device: str
+    seed: int  # of the crops
+    prompts_file: str | None
+    reference: str | None  # folder
+    reference_pictures: int
+    fid: float | None
+    result: Result
+    subjects: tuple[Subject, ...]  # in the order of result.objects
+
+    def to_json(self) -> str:
+        """One object; under `objects` one for each run."""
+        tree = {"mpiprop": __version__} | asdict(self)
+        result, subjects = tree.pop("result"), tree.pop("subjects")
+        scores = result.pop("objects")
+        objects = [subject | score | {"unknown_words": self._unknown(score["prompt"])}
+                   for subject, score in zip(subjects, scores)]
+        return json.dumps(tree | result | {"objects": objects}, indent=2)
+
+    def __str__(self) -> str:
+        """A row for each run, then how the figures came about and what to beware of."""
+        result = self.result
+        rows = [(subject.run, subject.configuration, str(subject.seed), score.prompt, f"{score.similarity:.4f}",
+                 f"{score.r_precision:.1%}", "its own" if score.retrieved == score.prompt else score.retrieved)
+                for subject, score in zip(self.subjects, result.objects)]
+        total = ("all runs", "", "", "", f"{result.similarity:.4f}", f"{result.r_precision:.1%}",
+                 f"its own for {result.r_precision_objects:.1%} of the runs")
+        table = [COLUMNS, *rows, total]
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join(word.rjust(width) if name in NUMBERS else word.ljust(width)
+                           for name, word, width in zip(COLUMNS, row, widths)).rstrip() for row in table]
+        lines.insert(-1, "-" * max(map(len, lines)))
+        return "\n".join([*lines, *self._origin(), *self._warnings()])
+
+    def _origin(self) -> Iterator[str]:
+        settings, result = self.settings, self.result
+        how = "from views/" if settings is None else (f"rendered as in {self.protocol}: {settings.views} azimuths at elevation "
+                                                      f"{settings.elevation_deg:g} degrees, {settings.size} x {settings.size}")
+        yield (f"{result.images} pictures {how}; {len(result.prompts)} prompts to choose from; judge {self.judge} on "
+               f"{self.device}")
+        if self.fid is not None:
+            crops = f"{settings.crops} crops of each picture (seed {self.seed})" if settings else "the pictures"
+            yield f"CLIP-FID {self.fid:.4g}: {crops} against {self.reference_pictures:,} pictures in {self.reference}"
+
+    def _warnings(self) -> Iterator[str]:
+        if len(self.result.prompts) == 1:
+            yield "R-Precision among one prompt says nothing: give --prompts FILE"
+        for subject in self.subjects:
+            if not subject.finished:
+                yield f"{subject.run}: not finished, at step {subject.step} of {subject.steps} of stage {subject.stage}"
+        for prompt in dict.fromkeys(score.prompt for score in self.result.objects):
+            if unknown := self._unknown(prompt):
+                yield (f"the built-in judge does not know {Vocabulary.builtin().quoted(unknown)}: its figures for \"{prompt}\" "
+                       f"mean little; give a real CLIP model (--clip {PROTOCOLS['dreampropeller'].clip})")
+        if self.settings is not None and self.judge != self.settings.clip:
+            yield f"not to be compared with the paper's figures, whose judge is {self.settings.clip}"
+
+    def _unknown(self, prompt: str) -> list[str]:
+        """Words of a prompt that the judge was never shown, as far as is known."""
+        return Vocabulary.builtin().unknown(prompt) if self.judge == "builtin" else []
