@@ -4,18 +4,11 @@ exit code."""
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import config
+from . import run_folder
 from .core.errors import DONE, UserError
 from .export import FILMS, MESHES
-
-if TYPE_CHECKING:
-    from .core.theta import Theta
-    from .recipe import Stage
 
 
 def plan(args: Namespace) -> int:

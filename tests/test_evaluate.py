@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.linalg import sqrtm
-from tiny_models import TOKENS, _clip_tokenizer
+from tiny_models import TOKENS, clip_tokenizer
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from mpiprop import checkpoint, config
@@ -41,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     from transformers import CLIPConfig
 
     folder = tmp_path_factory.mktemp("clip") / request.param
-    _clip_tokenizer(folder)
+    clip_tokenizer(folder)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     text = small | ids | {"vocab_size": 128, "max_position_embeddings": TOKENS}
