@@ -110,7 +110,7 @@ def sequential(work: Work, costs: Costs) -> Choice:
     """The base line: one rank, one step after another."""
     step = costs.evaluation(work) + costs.rollout
     return Choice(1, 1, 1, 1.0, work.T * step, 1.0, 1 - costs.rollout / step, costs.rollout / step, 0.0,
-                  _root_bytes(work, 1), 0, 0.0)
+                  root_bytes(work, 1), 0, 0.0)
 
 
 def predict(work: Work, costs: Costs, law: Law, size: int, groups: int, shards: int) -> Choice:
@@ -121,7 +121,7 @@ def predict(work: Work, costs: Costs, law: Law, size: int, groups: int, shards: 
     slide = sum(parts)
     seconds = work.T / ratio * slide
     return Choice(1 + groups * shards, size, shards, ratio, seconds, sequential(work, costs).seconds / seconds,
-                  *(part / slide for part in parts), _root_bytes(work, size), _worker_bytes(work, shards),
+                  *(part / slide for part in parts), root_bytes(work, size), worker_bytes(work, shards),
                   size * work.message / slide)
 
 
@@ -192,11 +192,11 @@ def _halves(n: int) -> Iterator[int]:
         n //= 2
 
 
-def _root_bytes(work: Work, p: int) -> int:
+def root_bytes(work: Work, p: int) -> int:
     """Rank 0: thetas of this iteration and the next, drifts used and arriving, moments accepted and rolled out, the scene."""
     return FLOAT * ((2 * p + 2) * work.L + (2 * p + 2 * work.slots) * work.D + work.L + work.D)
 
 
-def _worker_bytes(work: Work, b: int) -> int:
+def worker_bytes(work: Work, b: int) -> int:
     """The first of a group: theta and gradient, and where it has help the sum and the other parts' gradients."""
     return FLOAT * (work.L + work.D + (b * work.D if b > 1 else 0))
