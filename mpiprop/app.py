@@ -17,6 +17,7 @@ from .core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError
 from .core.log import Log
 from .core.memory import recycle_large_blocks
 from .drive import Drive
+from .preflight import checks
 from .recipe import Stage
 from .transport.base import Serial
 from .transport.shared import Shared
@@ -24,7 +25,7 @@ from .transport.world import World
 from .views.reference import Reference
 
 FREE_TO_CHANGE = ("name", "device", "threads", "faults", "patience_s", "window", "checkpoint", "preview", "turntable",
-                  "mesh", "image")  # on --resume; a picture counts by its content
+                  "mesh", "image", "unknown_words")  # on --resume; a picture counts by its content
 
 
 def main(name: str, overrides: list[str], out: Path | None, resume: bool, check: bool = False) -> int:
@@ -61,11 +62,13 @@ class Program:
         if finished:
             self.log.say(f"{folder}: finished already")
             return DONE
-        self.world.together(lambda: _build(run, begin), by=0)
+        verdict = checks.check(self.world, run, begin, self.device, self.reference, folder, goes_on)
+        if not goes_on and not check:
+            self.world.together(lambda: self._enter(folder), by=0)
+        for line in (*verdict.plan, *verdict.warnings):
+            self.log.say(line)
         if check:
             return DONE
-        if not goes_on:
-            self.world.together(lambda: self._enter(folder), by=0)
         self.world.together(lambda: self._put_down(folder, text, goes_on), by=0)
         stop.resumes(name, overrides, folder)
         for index in range(begin, len(run.stages)):
@@ -85,7 +88,7 @@ class Program:
             run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
         if run.from_ and not (Path(run.from_) / "window.h5").exists():
             raise UserError(f"from={run.from_}: no run folder with a window.h5")
-        if not run.prompt and run.reads_prompt:
+        if not run.prompt.strip() and run.reads_prompt:
             raise UserError('nothing to make: give prompt="..."')
         folder = run_folder.choose(Path(name).stem if name.endswith(".yaml") else name, run, out, resume)
         return config.resolved(run), folder, reference
@@ -182,12 +185,6 @@ class Program:
         if shrink:
             self.world = self.world.shrunk()
         return code
-
-
-def _build(run: Run, begin: int) -> None:
-    """Builds every stage from number `begin` on, as a check. Raises UserError where one cannot be built."""
-    for index in range(begin, len(run.stages)):
-        Stage(run, index, torch.device("cpu"))
 
 
 def _difference(then: object, now: object, path: str = "") -> str:

@@ -11,7 +11,8 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -100,10 +101,28 @@ def build(node: Node, *context: Any, **given: Any) -> Any:
     """The component of `node`, given its positional parameters and, by name, what replaces keys of it."""
     component = find(node.use)
     keys = {name: value for name, value in node.keys.items() if name in component.keys}
+    with placed(node.path):
+        made = component.load()
+        try:
+            inspect.signature(made).bind(*context, **(keys | given))
+        except TypeError:
+            raise UserError(f"{node.use} cannot stand here: it needs other things than this place gives") from None
+        return made(*context, **(keys | given))
+
+
+@contextmanager
+def placed(path: str) -> Iterator[None]:
+    """Puts the place in the configuration before the mistakes that show inside; what arithmetic raises on numbers that make
+    no sense, and memory that does not suffice, count among them."""
     try:
-        return component.load()(*context, **(keys | given))
+        yield
     except UserError as error:
-        raise UserError(f"{node.path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
+    except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), "")
+        if isinstance(error, MemoryError) or "allocate memory" in first or "out of memory" in first:
+            raise UserError(f"{path}: does not fit into the memory here; lower its sizes") from error
+        raise UserError(f"{path}: does not work with these values ({type(error).__name__}: {first})") from error
 
 
 @cache

@@ -124,11 +124,13 @@ class Run:
     from_: str | None = key("run folder with whose newest state the first stage begins", None)
     seed: int = key("same seed, same bits", 0, lo=0)
     device: Literal["auto", "cpu", "cuda"] = key("where to compute; auto: a GPU if there is one", "auto")
-    threads: int = key("CPU threads of each rank", 1, lo=1)
+    threads: int = key("CPU threads of each rank", 1, lo=1, hi=1024)
     faults: Literal["stop", "continue"] = key(
         "when a rank dies: save and stop, or go on with the others (under mpirun --with-ft ulfm)", "stop")
     patience_s: float = key("time without an answer after which a rank counts as hung (s), but at least 20 times the slowest "
                             "evaluation. Before a rank's first evaluation it is ten times as long", 60.0, lo=0)
+    unknown_words: Literal["refuse", "warn"] = key("a prompt that names no object which a built-in model knows: refused, or "
+                                                   "tried after a warning", "refuse")
     window: Window = key("the sliding window", Window)
     checkpoint: Checkpoint = key("window.h5", Checkpoint)
     preview: Preview = key("previews/", Preview)
@@ -243,6 +245,9 @@ def parse(tree: Mapping[str, Any], where: str) -> Run:
         for path, parts in lists.items():
             if not parts or len({part.name for part in parts}) < len(parts):
                 raise UserError(f"{path}: needs at least one entry, each with a name of its own")
+            if bad := [part.name for part in parts if not re.fullmatch(r"\w[^/\0]*", part.name)]:
+                raise UserError(f"{path}: the name {bad[0]!r} cannot be part of a file's name; begin it with a letter, and "
+                                "leave out '/'")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return run

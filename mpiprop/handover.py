@@ -23,6 +23,7 @@ def begin(scene: Scene, before: Scene, tau: int, view: Views, say: Callable[[str
 
     `view` [1] is how evaluation looked at it. Raises UserError where the shape cannot begin with the other.
     """
+    scene.shape.check_start(before.shape)
     if scene.shape.wants is None:
         return scene.shape.begin_with(before.shape)
     mesh = extract(before, say=say, **scene.shape.wants)

@@ -45,7 +45,7 @@ def read(path: str, about: Picture) -> Reference:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    return path.with_name(f"{path.stem.removesuffix('_rgba')}_{kind}.png")
+    return path.parent / f"{path.stem.removesuffix('_rgba')}_{kind}.png"
 
 
 def _bytes(path: Path) -> bytes:

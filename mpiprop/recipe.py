@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class Stage:
         for term, views, told in zip(self.config.terms, self.views, embeddings):
             given = {"lora": self.lora, "reference": self.reference}
             if told is not None:
-                given |= {"prior": self._prior(term.guidance), "prompts": told}
+                given |= {"prior": self.prior(term.guidance), "prompts": told}
             terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
                               term.penalties, term.densify))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name)
@@ -126,22 +127,26 @@ class Stage:
         if not learning:
             return None
         node = learning[0].part("lora")
-        lora = build(node, self._prior(node if "prior" in node.keys else learning[0]), self.init)
+        lora = build(node, self.prior(node if "prior" in node.keys else learning[0]), self.init)
         try:
-            lora.check(self._prior(learning[0]))
+            lora.check(self.prior(learning[0]))
         except UserError as error:
             raise UserError(f"{node.path}: {error}") from None
         return lora
 
     def _told(self, guidance: Node) -> Conditions:
         """What a guidance's prior is to be told of the prompt or the picture."""
-        node = guidance.part("prompts")
         try:
-            return build(node, **_given(node, reference=self.reference)).encode(self._prior(guidance), self.run.prompt)
+            return self.prompts(guidance).encode(self.prior(guidance), self.run.prompt)
         except UserError as error:
-            raise UserError(f"{node.path}: {error}") from None
+            raise UserError(f"{guidance.part('prompts').path}: {error}") from None
 
-    def _prior(self, guidance: Node) -> Prior:
+    def prompts(self, guidance: Node) -> Any:
+        """What tells a guidance's prior of the prompt or the picture, built."""
+        node = guidance.part("prompts")
+        return build(node, **_given(node, reference=self.reference))
+
+    def prior(self, guidance: Node) -> Prior:
         """The prior of a guidance; one object for all that say the same."""
         node = guidance.part("prior")
         if (key := repr(plain(node))) not in self._priors:

@@ -11,7 +11,6 @@ from typing import Any
 
 from . import results
 from .config import Run
-from .core.errors import UserError
 from .core.log import Log
 from .picard.window import Window
 from .recipe import Stage
@@ -26,7 +25,7 @@ class Reporter:
         self.spent: Counter[str] = Counter()  # seconds of rank 0 by part since the last slide
 
     def begin(self, window: Window) -> None:
-        """What follows goes on from `window`. Raises UserError if TensorBoard is wanted and not there."""
+        """What follows goes on from `window`."""
         self.window, self.first = window, window.x.tau
         self.began = self.clock = self.shown = perf_counter()
         wanted = os.environ.get("MPIPROP_TENSORBOARD") == "1"
@@ -95,8 +94,6 @@ class Reporter:
 
 def _board(folder: Path, purge: int) -> Any:
     """A TensorBoard writer for `folder`, where records from step `purge` on, of a run that was killed, no longer count."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("MPIPROP_TENSORBOARD=1: TensorBoard is not installed; pip install 'mpiprop[tensorboard]'") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=purge, flush_secs=10)

@@ -14,8 +14,8 @@ LAYERS = [("core",), ("stop",), ("components", "launch"), ("conversion",), ("con
           ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",),
           ("checkpoint", "export", "metrics", "photograph", "run_folder", "charts", "plan"),
-          ("handover", "report", "keeper"), ("recipe",), ("results", "forecast"), ("reporter", "evaluation"), ("drive",),
-          ("app", "after"), ("__main__",)]
+          ("handover", "report", "keeper"), ("recipe",), ("results", "forecast", "preflight"),
+          ("reporter", "evaluation"), ("drive",), ("app", "after"), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),

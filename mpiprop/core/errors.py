@@ -10,6 +10,13 @@ class UserError(Exception):
     """A mistake of the user (key, file, argument): says what is wrong, where, and the nearest valid choice. Exit 2."""
 
 
+def positive(**numbers: float) -> None:
+    """Raises UserError for a number, by the name of its key, that is not above 0."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise UserError(f"{name}: needs more than 0, got {number:g}")
+
+
 class RunError(Exception):
     """A run that cannot go on (non-finite gradient, failed rank, full disk): says what, where, what to do. Exit 1."""
 

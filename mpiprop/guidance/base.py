@@ -25,6 +25,9 @@ class Guidance(Protocol):
     def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
         """A scalar whose gradient in the image is the paper's, and numbers for the log; pure in its arguments."""
 
+    def check(self, views: Views, tau: int) -> None:
+        """Raises UserError where its settings at step tau, or the views drawn there, do not make sense."""
+
 
 def timesteps(rng: Generator, B: int, lo: int, hi: int, per_sample: bool = True, group: int = 1) -> Tensor:
     """Timesteps [B], uniform over the closed interval [lo, hi], one for each `group` of views; one for all unless

@@ -5,7 +5,7 @@ Letters: B views, H x W pixels, S samples. Each takes an image and its views and
 of what it holds against one, so that a batch may be evaluated in parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def orient(image: Image, views: Views) -> Tensor:
     the camera. The weights are not differentiated (Ref-NeRF, eq. 11)."""
     samples = _samples(image, "orient")
     if samples.normals is None:
-        raise UserError("penalties.orient: the shape has no normals; set shape.normal or remove the penalty")
+        raise UserError(lacking("orient", {"samples"}))
     away = (samples.normals * samples.directions).sum(-1).clamp(min=0)
     summed = torch.zeros_like(image.opacity).view(-1).index_add(0, samples.ray, samples.weights.detach() * away.square())
     return _mean_where(image.opacity > 0, summed.view_as(image.opacity))
@@ -51,7 +51,7 @@ def z_variance(image: Image, views: Views) -> Tensor:
 def eikonal(image: Image, views: Views) -> Tensor:
     """Mean over samples of (|slope| - 1)^2: a signed distance grows by one per world unit (TextMesh, eq. 5)."""
     if (slope := _samples(image, "eikonal").slope) is None:
-        raise UserError("penalties.eikonal: the shape is no signed distance with normals; use shapes.sdf:SDF or remove it")
+        raise UserError(lacking("eikonal", {"samples"}))
     return surfaces.eikonal(slope)
 
 
@@ -71,7 +71,7 @@ def normal_smooth(image: Image, views: Views) -> Tensor:
     """Mean of the squared differences between the normals of pixels side by side, and of those one above the other, as a
     picture (n + 1) / 2 on black shows them (threestudio's)."""
     if image.normal is None:
-        raise UserError("penalties.normal_smooth: the shape has no normals; set shape.normal or remove the penalty")
+        raise UserError(lacking("normal_smooth", set()))
     shown = (image.normal / 2 + 0.5) * image.opacity
     return shown.diff(dim=1).square().mean() + shown.diff(dim=2).square().mean()
 
@@ -81,7 +81,7 @@ def normal_smooth_3d(image: Image, views: Views) -> Tensor:
     whose d differs from sample to sample of a ray)."""
     samples = _samples(image, "3d_normal_smooth")
     if samples.normals is None or samples.nearby is None:
-        raise UserError("penalties.3d_normal_smooth: the shape has no normals; set shape.normal or remove the penalty")
+        raise UserError(lacking("3d_normal_smooth", {"samples"}))
     rays, views_ = image.opacity[0].numel(), len(image.opacity)
     bent = (samples.normals - samples.nearby(0.01)).abs().mean(-1)
     view = samples.ray // rays
@@ -93,7 +93,20 @@ PENALTIES: dict[str, Callable[[Image, Views], Tensor]] = {
     "orient": orient, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance, "eikonal": eikonal,
     "normal_consistency": normal_consistency, "laplacian": laplacian, "normal_smooth": normal_smooth,
     "3d_normal_smooth": normal_smooth_3d}
-READ_NORMALS = {"orient", "eikonal", "normal_smooth", "3d_normal_smooth"}  # of them, those for which normals must be rendered
+NEEDS: dict[str, tuple[str, ...]] = {  # what an image must have for each
+    "orient": ("samples", "normals"), "z_variance": ("samples",), "eikonal": ("samples", "slope"),
+    "normal_consistency": ("surface",), "laplacian": ("surface",), "normal_smooth": ("normals",),
+    "3d_normal_smooth": ("samples", "normals")}
+READ_NORMALS = {name for name, needs in NEEDS.items() if {"normals", "slope"} & set(needs)}  # normals must be rendered for them
+LACKING = {"samples": "the image has no samples; use render.volume:Volume or remove the penalty",
+           "surface": "the image has no surface; use render.mesh:Mesh or remove the penalty",
+           "normals": "the shape has no normals; set shape.normal or remove the penalty",
+           "slope": "the shape is no signed distance with normals; use shapes.sdf:SDF or remove the penalty"}
+
+
+def lacking(name: str, has: Collection[str]) -> str:
+    """Why penalty `name` cannot be had of images that have only these of LACKING; empty if it can."""
+    return next((f"penalties.{name}: {LACKING[need]}" for need in NEEDS.get(name, ()) if need not in has), "")
 
 
 def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
@@ -104,11 +117,11 @@ def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
 
 def _samples(image: Image, name: str) -> Samples:
     if image.samples is None:
-        raise UserError(f"penalties.{name}: the image has no samples; use render.volume:Volume or remove the penalty")
+        raise UserError(lacking(name, set()))
     return image.samples
 
 
 def _surface(image: Image, name: str) -> Surface:
     if image.surface is None:
-        raise UserError(f"penalties.{name}: the image has no surface; use render.mesh:Mesh or remove the penalty")
+        raise UserError(lacking(name, set()))
     return image.surface

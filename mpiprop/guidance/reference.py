@@ -45,8 +45,7 @@ class Likeness:
 
     def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum; numbers: what is summed, without the weights, and psnr (dB)."""
-        if len(views) != 1:
-            raise UserError(f"guidance.reference:Likeness: is given {len(views)} views; use views.samplers:Reference")
+        self.check(views, tau)
         picture = self.at(views.size[0], image.rgb.device)
         weights = {name: weight for name, schedule in self.weights.items() if (weight := at(schedule, tau))}
         inside, numbers = self.mask(picture), {"psnr": psnr(image, picture)}
@@ -57,6 +56,11 @@ class Likeness:
         numbers = {name: loss.item() for name, loss in losses.items()} | numbers
         nothing = 0 * image.rgb.sum()  # where every weight is 0: of the image all the same
         return sum((weights[name] * loss for name, loss in losses.items()), nothing), numbers
+
+    def check(self, views: Views, tau: int) -> None:
+        """Raises UserError for other views than the picture's one."""
+        if len(views) != 1:
+            raise UserError(f"guidance.reference:Likeness: is given {len(views)} views; use views.samplers:Reference")
 
     def at(self, size: int, device: torch.device) -> Reference:
         """The picture with so many pixels a side."""

@@ -45,10 +45,14 @@ class Refine(SDS):
         loss = (rgb - refined).square().mean()
         return loss, {"refine": loss.item(), "t": float(times[0])}
 
+    def check(self, views: Views, tau: int) -> None:
+        """Raises UserError where the strength is no share."""
+        self.times(tau)
+
     def times(self, tau: int) -> list[int]:
         """The timesteps that are denoised in step tau, the noisiest first; at least one."""
         if not 0 <= (strength := at(self.strength, tau)) <= 1:
-            raise UserError(f"guidance.strength: {strength:g} at step {tau}; needs a number in [0, 1]")
+            raise UserError(f"strength: {strength:g} at step {tau}; needs a number in [0, 1]")
         each = len(self.prior.alpha_bar) // self.steps
         left = max(self.steps - int(self.steps * strength + 1e-9), 1)
         return [min(each * i + 1, len(self.prior.alpha_bar) - 1) for i in reversed(range(left))]

@@ -54,14 +54,22 @@ class SDS:
         numbers = torch.stack([scalar.detach(), g.norm() / len(g)]).tolist()
         return scalar, {"sds": numbers[0], "grad_norm": numbers[1], "t": float(t.float().mean())}
 
-    def timesteps(self, B: int, tau: int, rng: Streams) -> Tensor:
-        """Timesteps [B] of the step, on the CPU."""
+    def check(self, views: Views, tau: int) -> None:
+        """Raises UserError where the range of timesteps is none."""
+        self.band(tau)
+
+    def band(self, tau: int) -> tuple[int, int]:
+        """The least and the largest timestep of step tau."""
         T, lo, hi = len(self.prior.alpha_bar), at(self.t_min, tau), at(self.t_max, tau)
         if self.anneal:
             lo = hi = annealed(tau, self.anneal, lo, hi)
         if not 0 <= lo <= hi <= 1:
-            raise UserError(f"guidance: t_min {lo:g} and t_max {hi:g} at step {tau}; need 0 <= t_min <= t_max <= 1")
-        lo, hi = (min(round(T * fraction), T - 1) for fraction in (lo, hi))
+            raise UserError(f"t_min {lo:g} and t_max {hi:g} at step {tau}: need 0 <= t_min <= t_max <= 1")
+        return min(round(T * lo), T - 1), min(round(T * hi), T - 1)
+
+    def timesteps(self, B: int, tau: int, rng: Streams) -> Tensor:
+        """Timesteps [B] of the step, on the CPU."""
+        lo, hi = self.band(tau)
         return rng.rows("t", partial(timesteps, lo=lo, hi=hi, per_sample=self.per_sample_t, group=self.prior.group), B)
 
     def predict(self, x_t: Tensor, t: Tensor, views: Views, tau: int) -> Tensor:

@@ -36,7 +36,11 @@ class Optimiser:
                     for group in groups}
         self.lr = {group: lr[names[0]] if isinstance(lr, dict) else lr for group, names in families.items() if names}
         if isinstance(lr, dict) and (unknown := set(lr) - {name for names in families.values() for name in names}):
-            raise UserError(f"optimiser.lr: no group {sorted(unknown)[0]!r}; this system has {', '.join(groups)}")
+            raise UserError(f"lr: no group {sorted(unknown)[0]!r}; this system has {', '.join(groups)}")
+        for group, schedule in self.lr.items():
+            ends = [schedule] if isinstance(schedule, (int, float)) else [self.value(schedule, step) for step, _ in schedule]
+            if min(ends) < 0:
+                raise UserError(f"lr: the learning rate of {group} is below 0")
 
     def start(self, theta: Theta) -> State:
         """The state before the first step: theta_0 and zero slots [D]."""
@@ -80,6 +84,13 @@ class Optimiser:
         raise NotImplementedError
 
 
+def decays(shares: tuple[float, ...], name: str) -> tuple[float, ...]:
+    """The shares that averages keep. Raises UserError, which names the key, for one outside [0, 1)."""
+    if not all(0 <= share < 1 for share in shares):
+        raise UserError(f"{name}: needs numbers of at least 0 and less than 1, got {', '.join(map(str, shares))}")
+    return shares
+
+
 class Adam(Optimiser):
     """Adam (Kingma & Ba 2015), bias-corrected.
 
@@ -97,7 +108,7 @@ class Adam(Optimiser):
                  betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.0,
                  between: Between = "linear") -> None:
         super().__init__(layout, lr, between)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.betas, self.eps, self.weight_decay = decays(betas, "betas"), eps, weight_decay
 
     def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
         m, v = slots
@@ -142,7 +153,7 @@ class SGD(Optimiser):
     def __init__(self, layout: Layout, *, lr: Schedule | dict[str, Schedule] = 1e-2, momentum: float = 0.0,
                  between: Between = "linear") -> None:
         super().__init__(layout, lr, between)
-        self.momentum = momentum
+        (self.momentum,) = decays((momentum,), "momentum")
 
     def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
         slots[0].mul_(self.momentum).add_(g)
@@ -169,7 +180,7 @@ class Adan(Optimiser):
                  weight_decay: float = 0.0,
                  between: Between = "linear") -> None:
         super().__init__(layout, lr, between)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.betas, self.eps, self.weight_decay = decays(betas, "betas"), eps, weight_decay
 
     def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
         (m, d, n, previous), (b1, b2, b3) = slots, self.betas

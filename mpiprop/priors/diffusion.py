@@ -129,9 +129,14 @@ class Latent(Diffusion):
             kind = "one that is shown a picture" if extra else "a text-to-image model"
             raise UserError(f"model {parts.model!r}: its UNet wants {wanted} channels, its VAE makes "
                             f"{vae['latent_channels']}; give {kind}")
-        if not (side := self.config["sample_size"]) and not resolution:
+        if not (side := self.config["sample_size"]) and resolution is None:
             raise UserError(f"model {parts.model!r}: does not say at what size it was trained; give resolution (pixels)")
-        self.resolution = resolution or side * 2 ** (len(vae[CHANNELS[self._vae]]) - 1)
+        self.widths: Sequence[int] = vae[CHANNELS[self._vae]]  # channels of the VAE's encoder, by level, ...
+        self.layers: int = vae.get("layers_per_block", 2)  # ... and its blocks in each
+        factor = 2 ** (len(self.widths) - 1)
+        if resolution is not None and (resolution < factor or resolution % factor):
+            raise UserError(f"resolution {resolution}: needs a multiple of {factor}, which the VAE makes one latent of")
+        self.resolution = resolution or side * factor
         self.scale, self.shift = vae["scaling_factor"], vae["shift_factor"] or 0.0
 
     def networks(self) -> dict[str, Network]:

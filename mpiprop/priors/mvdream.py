@@ -98,10 +98,14 @@ class Cameras(Plain):
     negative: what the unconditional text says
     """
 
-    def encode(self, prior: Prior, prompt: str) -> Conditions:
-        """The prompts that the prior's text encoder makes of `prompt`, with cameras."""
+    def check(self, prior: Prior) -> None:
+        """Raises UserError for a prior that knows no cameras."""
         if not isinstance(prior, MVDream):
             raise UserError("tells of cameras, which this prior does not know; use priors.prompts:Plain")
+
+    def encode(self, prior: Prior, prompt: str) -> Conditions:
+        """The prompts that the prior's text encoder makes of `prompt`, with cameras."""
+        self.check(prior)
         return Aimed.of(prior, self, prompt)
 
 

@@ -59,10 +59,14 @@ class Directions:
         """Mixing weights [R, B, V] of the strings in every text, and the weights [K, B] of the negatives."""
         raise NotImplementedError
 
-    def encode(self, prior: Prior, prompt: str) -> Conditions:
-        """The prompts that the prior's text encoder makes of `prompt`."""
+    def check(self, prior: Prior) -> None:
+        """Raises UserError for a prior that needs to be told something else."""
         if prior.group > 1:
             raise UserError("tells of no cameras, which this prior needs; use priors.mvdream:Cameras")
+
+    def encode(self, prior: Prior, prompt: str) -> Conditions:
+        """The prompts that the prior's text encoder makes of `prompt`."""
+        self.check(prior)
         return Prompts.of(prior, self, prompt)
 
 

@@ -132,10 +132,14 @@ class FromPicture:
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
 
-    def encode(self, prior: Prior, prompt: str) -> Conditions:
-        """What the prior makes of the picture; the prompt is not read."""
+    def check(self, prior: Prior) -> None:
+        """Raises UserError for a prior that looks at no picture."""
         if not isinstance(prior, Zero123):
             raise UserError("shows a picture, which this prior does not look at; use priors.zero123:Zero123")
+
+    def encode(self, prior: Prior, prompt: str) -> Conditions:
+        """What the prior makes of the picture; the prompt is not read."""
+        self.check(prior)
         return prior.see(self.reference)
 
 

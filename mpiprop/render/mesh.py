@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d, normalize
 
 from ..core.errors import UserError
 from ..core.steps import Streams
+from ..shapes.base import Field, Shape
 from ..shapes.triangles import vertex_normals
 from ..views.cameras import Image, Surface, Views
 from . import nvdiffrast, raster
@@ -28,12 +29,20 @@ class Mesh:
     supersampling: so many times as many pixels a side are rendered, and their means shown
     """
 
+    makes = frozenset({"surface", "normals"})  # what its images have beside the shape's own (guidance.penalties.LACKING)
+
     def __init__(self, *, near: float = 0.1, far: float = 100.0, backend: Literal["torch", "nvdiffrast"] = "torch",
                  supersampling: int = 1) -> None:
         self.near, self.far, self.supersampling = near, far, supersampling
         if supersampling < 1:
             raise UserError(f"supersampling {supersampling}: needs at least 1")
         self.tool = raster if backend == "torch" else nvdiffrast
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError for a shape that it does not draw."""
+        if isinstance(shape, Field) or shape.splats() is not None:
+            raise UserError(f"render.mesh:Mesh draws surfaces, and a {type(shape).__name__} is none: use "
+                            f"{'render.volume:Volume' if isinstance(shape, Field) else 'render.splat:Splat'}")
 
     def step(self, shape: nn.Module) -> float:
         """Nothing is sampled along rays."""

@@ -36,10 +36,18 @@ class Splat:
     backend: "torch" (any device) or "gsplat" (CUDA), whose gradients differ in their last bits each time; auto: torch
     """
 
+    makes = frozenset[str]()  # what its images have beside the shape's own (guidance.penalties.LACKING)
+
     def __init__(self, *, near: float = 0.2, far: float = 100.0,
                  backend: Literal["auto", "torch", "gsplat"] = "auto") -> None:
         self.near, self.far = near, far
         self.rasterise = _fast if backend == "gsplat" else rasterise
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError for a shape that it does not draw."""
+        if shape.splats() is None:
+            raise UserError(f"render.splat:Splat draws clouds of Gaussians, and a {type(shape).__name__} is none: use "
+                            "shapes.gaussians:Gaussians, or the renderer of its kind (render.volume:Volume, render.mesh:Mesh)")
 
     def step(self, shape: Shape) -> float:
         """Nothing is sampled along rays."""
@@ -49,9 +57,8 @@ class Splat:
                  rng: Streams | None = None, normals: bool = True) -> Image:
         """The image of `shape`'s Gaussians, which have colours of their own, before `background`; differentiable in all
         parameters. Colours are held in [0, 1]; depth is the distance of the centres; there are no normals."""
-        if (splats := shape.splats()) is None:
-            raise UserError(f"render.splat:Splat draws clouds of Gaussians, and a {type(shape).__name__} is none: use "
-                            "shapes.gaussians:Gaussians, or the renderer of its kind (render.volume:Volume, render.mesh:Mesh)")
+        self.check(shape)
+        splats = shape.splats()
         layers, screen = self.rasterise(splats, colours(splats, views), views, self.near, self.far)
         rgb, depth, opacity = layers.split([3, 1, 1], -1)
         rgb = torch.addcmul(rgb, 1 - opacity, behind := background(views.rays()[1]))

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from ..core.errors import UserError
 from ..core.steps import Streams, normal, uniform
 from ..core.sums import cumulative
-from ..shapes.base import Field, Steps
+from ..shapes.base import Field, Shape, Steps
 from ..shapes.occupancy import threshold
 from ..views.cameras import Image, Samples, Views
 
@@ -37,10 +37,20 @@ class Volume:
         not depend on what is installed
     """
 
+    makes = frozenset({"samples"})  # what its images have beside the shape's own (guidance.penalties.LACKING)
+
     def __init__(self, *, samples: int = 512, chunk: int = 16384,
                  backend: Literal["auto", "torch", "nerfacc"] = "auto") -> None:
+        if samples < 1 or chunk < 1:
+            raise UserError(f"samples {samples}, chunk {chunk}: need at least 1")
         self.samples, self.chunk = samples, chunk
         self.march = _march_nerfacc if backend == "nerfacc" else _march
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError for a shape that it does not draw."""
+        if not isinstance(shape, Field):
+            raise UserError(f"render.volume:Volume draws fields, and a {type(shape).__name__} is none: use "
+                            f"{'render.splat:Splat' if shape.splats() is not None else 'render.mesh:Mesh'}")
 
     def step(self, field: Field) -> float:
         """The distance between samples (world units)."""

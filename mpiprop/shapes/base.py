@@ -66,6 +66,7 @@ class Shape(nn.Module):
 
     radius: float  # half side of the box, world units
     has_normals: bool  # whether it can be asked for normals
+    most_points: int = 0  # of a cloud that grows, at its largest
     wants: dict[str, Any] | None = None  # keys of `export.mesh.extract`, if it begins with a textured mesh of the stage before
 
     def at(self, tau: int) -> None:
@@ -100,14 +101,20 @@ class Shape(nn.Module):
         """The steps, ascending, beyond which no window reaches, the last of them T."""
         return [T]
 
-    @torch.no_grad()
-    def begin_with(self, previous: "Shape") -> None:
-        """Takes over the numbers of a previous stage's shape. Raises UserError where it is another kind."""
+    def check_start(self, previous: "Shape") -> None:
+        """Raises UserError where it cannot begin with a previous stage's shape: by default with one of another kind, or of
+        other sizes."""
         mine, theirs = ({**dict(shape.named_parameters()), **shape.riding()} for shape in (self, previous))
         if {name: tensor.shape for name, tensor in mine.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
             raise UserError(f"this stage's shape, a {type(self).__name__}, is laid out otherwise than the "
                             f"{type(previous).__name__} before it: give both the same keys, or use a DMTet, which "
                             "begins with any surface")
+
+    @torch.no_grad()
+    def begin_with(self, previous: "Shape") -> None:
+        """Takes over the numbers of a previous stage's shape. Raises what `check_start` does."""
+        self.check_start(previous)
+        mine, theirs = ({**dict(shape.named_parameters()), **shape.riding()} for shape in (self, previous))
         for name in mine:
             mine[name].copy_(theirs[name])
 

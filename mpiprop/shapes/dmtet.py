@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import RunError, UserError
+from ..core.errors import RunError, UserError, positive
 from ..core.steps import Streams
 from . import triangles
 from .base import Field, Shape
@@ -23,6 +23,8 @@ EMPTY = 1e-5  # densities up to here are empty space, not part of the mean that 
 MARGIN = 0.1  # of the object's extent, on each side of the lattice's box
 OUTSIDE = 1e-3  # least signed distance on the lattice's border: the surface ends there, closed
 CHUNK = 1 << 16  # points evaluated at a time
+FINEST = 512  # resolution: 17 million vertices in 103 million tetrahedra
+TEXTURE = ("encoding.", "feature_network.")  # names of the parameters that a texture has here and in fields
 
 
 class DMTet(Shape):
@@ -56,6 +58,9 @@ class DMTet(Shape):
                  levels: int = 16, log2_table: int = 19, base_resolution: int = 16, growth: float = 1.447269237440378,
                  hidden: int = 64, hidden_layers: int = 1, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
+        positive(radius=radius)
+        if not 4 <= resolution <= FINEST:
+            raise UserError(f"resolution: needs a number in [4, {FINEST}], got {resolution}")
         self.radius, self.resolution, self.threshold, self.drop = radius, resolution, threshold, drop
         self.fixed, self.inherit_texture = fixed, inherit_texture
         grid = lattice(resolution)
@@ -102,10 +107,24 @@ class DMTet(Shape):
     def riding(self) -> dict[str, Tensor]:
         return {"box": self.box} | ({"sdf": self.sdf, "deformation": self.deformation} if self.fixed else {})
 
+    def check_start(self, previous: nn.Module) -> None:
+        """Raises UserError for what is neither a field nor another DMTet, and where textures to be inherited differ."""
+        if not isinstance(previous, (DMTet, Field)):
+            raise UserError(f"a DMTet cannot begin with a {type(previous).__name__}; with HashGrid, SDF or DMTet it can")
+        if not (self.inherit_texture and hasattr(self, "encoding")):
+            return
+        theirs = dict(previous.named_parameters())
+        for name, mine in self.named_parameters():
+            if name.startswith(TEXTURE):
+                if name not in theirs or theirs[name].shape != mine.shape or previous.radius != self.radius:
+                    raise UserError("shape.inherit_texture: the previous stage's texture differs (radius, levels, "
+                                    "log2_table, base_resolution, growth, hidden); make them equal or set it false")
+
     @torch.no_grad()
     def begin_with(self, previous: nn.Module) -> None:
         """Takes over, in place, the surface of a SDF, a density field or another DMTet, and its texture if so configured.
-        The box closes tightly around it. Raises RunError where that is empty and UserError where textures differ."""
+        The box closes tightly around it. Raises RunError where that is empty, and what `check_start` does."""
+        self.check_start(previous)
         if isinstance(previous, DMTet) and previous.resolution == self.resolution:
             for name in ("box", "sdf", "deformation"):
                 getattr(self, name).copy_(getattr(previous, name))
@@ -114,12 +133,13 @@ class DMTet(Shape):
             self._enclose(*previous.surface())
         elif isinstance(previous, SDF):
             self._fill(lambda x: -previous.distance(x), 0.0)
-        elif isinstance(previous, Field):
-            self._fill(previous.density, self.threshold)
         else:
-            raise UserError(f"a DMTet cannot begin with a {type(previous).__name__}; with HashGrid, SDF or DMTet it can")
+            self._fill(previous.density, self.threshold)
         if self.inherit_texture and hasattr(self, "encoding"):
-            self._take_texture(previous)
+            theirs = dict(previous.named_parameters())
+            for name, mine in self.named_parameters():
+                if name.startswith(TEXTURE):
+                    mine.copy_(theirs[name])
 
     def _place(self, which: Tensor | slice) -> Tensor:
         """The present places of some of the lattice's vertices, world units."""
@@ -167,12 +187,3 @@ class DMTet(Shape):
         largest = label[inside.cpu()].bincount().max() if inside.any() else 0
         small = (size < self.drop * largest)[label].to(inside.device) & ~self.border
         self.sdf.copy_(torch.where(small, -self.sdf, self.sdf))
-
-    def _take_texture(self, previous: nn.Module) -> None:
-        mine, theirs = (dict(shape.named_parameters()) for shape in (self, previous))
-        for name in mine:
-            if name.startswith(("encoding.", "feature_network.")):
-                if name not in theirs or theirs[name].shape != mine[name].shape or previous.radius != self.radius:
-                    raise UserError("shape.inherit_texture: the previous stage's texture differs (radius, levels, "
-                                    "log2_table, base_resolution, growth, hidden); make them equal or set it false")
-                mine[name].copy_(theirs[name])

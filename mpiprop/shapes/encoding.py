@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..core.errors import UserError
+from ..core.errors import UserError, positive
 from ..core.steps import Streams
 from .networks import initialised
 
@@ -71,6 +71,7 @@ class HashEncoding(nn.Module):
     def __init__(self, rng: Streams, levels: int, log2_table: int, base_resolution: int, growth: float,
                  backend: Literal["auto", "torch", "tcnn"]) -> None:
         super().__init__()
+        positive(levels=levels, log2_table=log2_table, base_resolution=base_resolution, growth=growth)
         self.levels = pyramid(levels, log2_table, base_resolution, growth)
         self.channels = 2 * levels
         self.active = levels

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core.errors import UserError
+from ..core.errors import UserError, positive
 from ..core.steps import Streams, uniform
 from . import cloud
 from .base import Shape, Splats
@@ -53,13 +53,16 @@ class Gaussians(Shape):
                  densify_size: float = 0.04, densify_most: int = 1_000_000, prune_opacity: float = 0.01,
                  prune_size: float = 0.4, reset_every: int = 700, reset_opacity: float = 0.01, cross: bool = True) -> None:
         super().__init__()
+        positive(radius=radius)
         good = {"number": number > 0, "degree": 0 <= degree <= 3, "opacity": 0 < opacity < 1, "densify_size": densify_size > 0,
-                "reset_opacity": 0 < reset_opacity < 1}
+                "reset_opacity": 0 < reset_opacity < 1, "densify_every": densify_every >= 0, "reset_every": reset_every >= 0}
         if bad := [name for name, fine in good.items() if not fine]:
-            raise UserError(f"{bad[0]}: out of range (number, densify_size above 0; degree 0 to 3; opacities between 0 and 1)")
+            raise UserError(f"{bad[0]}: out of range (number, densify_size above 0; degree 0 to 3; opacities between 0 and "
+                            "1; densify_every, reset_every at least 0)")
         self.radius = radius
         self.rules = Rules(densify_every, densify_from, densify_until, densify_gradient, densify_size, densify_most,
                            radius, prune_opacity, prune_size, reset_every, reset_opacity, cross)
+        self.most_points = densify_most if densify_every else 0
         begun = read(points, degree, opacity) if points else start(rng, number, ball, degree, opacity)
         for name in ROWS:
             setattr(self, name, nn.Parameter(begun[name]))
@@ -81,12 +84,16 @@ class Gaussians(Shape):
     def ends(self, T: int) -> list[int]:
         return self.rules.ends(T)
 
-    @torch.no_grad()
-    def begin_with(self, previous: Shape) -> None:
-        """Takes over the Gaussians of another such cloud, however many. Raises UserError for anything else."""
+    def check_start(self, previous: Shape) -> None:
+        """Raises UserError for anything but another cloud of the same degree, of however many Gaussians."""
         if not isinstance(previous, Gaussians) or previous.f_rest.shape[1] != self.f_rest.shape[1]:
             raise UserError(f"Gaussians of this degree cannot begin with a {type(previous).__name__}; with Gaussians of the "
                             "same degree they can")
+
+    @torch.no_grad()
+    def begin_with(self, previous: Shape) -> None:
+        """Takes over the Gaussians of another such cloud."""
+        self.check_start(previous)
         for name in ROWS:
             getattr(self, name).data = getattr(previous, name).detach().clone()
 

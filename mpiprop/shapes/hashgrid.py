@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ..core.errors import positive
 from ..core.steps import Streams
 from .base import Steps, Values
 from .encoding import HashEncoding
@@ -54,6 +55,7 @@ class HashGrid(Gridded):
                  normal_step: float = 0.01, occupancy_resolution: int = 32, occupancy_decay: float = 0.95,
                  backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
+        positive(radius=radius, hidden=hidden, occupancy_resolution=occupancy_resolution)
         self.radius = radius
         self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
         widths = (self.encoding.channels, *hidden_layers * (hidden,))

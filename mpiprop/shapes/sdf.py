@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss, relu
 
-from ..core.errors import UserError
+from ..core.errors import UserError, positive
 from ..core.steps import Streams, normal as normal_draws, uniform
 from . import triangles
 from .base import Steps, Values
@@ -110,6 +110,7 @@ class SDF(Gridded):
                  normal_step: float | Literal["progressive"] = "progressive", occupancy_resolution: int = 32,
                  occupancy_decay: float = 0.95, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
+        positive(radius=radius, hidden=hidden, occupancy_resolution=occupancy_resolution)
         self.radius, self.sphere = radius, sphere
         self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
         widths = (self.encoding.channels, *hidden_layers * (hidden,))

@@ -34,6 +34,8 @@ class TexturedMesh(Shape):
         super().__init__()
         if texture < 2:
             raise UserError(f"texture {texture}: needs at least 2 texels")
+        if resolution < 2 or faces < 0:
+            raise UserError(f"resolution {resolution}, faces {faces}: need at least 2 and 0")
         self.wants = {"resolution": resolution, "threshold": threshold, "parts": parts, "faces": faces, "texture": texture}
         self.texture = nn.Parameter(torch.zeros(texture, texture, 3))
         self.vertices = nn.Buffer(torch.zeros(0, 3))  # [V, 3] world units
@@ -42,16 +44,19 @@ class TexturedMesh(Shape):
         self.corners = nn.Buffer(torch.zeros(0, 3))  # [F, 3] into U
         self.offsets = nn.Parameter(torch.zeros(0, 3)) if offsets else None
 
+    def check_start(self, previous: Shape) -> None:
+        """Raises UserError for a textured mesh of another size of texture; any other shape has a surface to be found."""
+        if (skin := previous.skin()) is not None and len(skin.features) != len(self.texture):
+            raise UserError(f"a TexturedMesh of {len(self.texture)} texels a side cannot begin with one of "
+                            f"{len(skin.features)}: give both stages the same shape.texture")
+
     @property
     def radius(self) -> float:
         """Half the side of the box around the mesh at first."""
         return self.vertices.abs().max().item()
 
     def take(self, vertices: Tensor, faces: Tensor, uv: Tensor, corners: Tensor, features: Tensor) -> None:
-        """Becomes this mesh with this skin. Raises UserError for a texture `features` of another size than its own."""
-        if features.shape != self.texture.shape:
-            raise UserError(f"a TexturedMesh of {len(self.texture)} texels a side cannot begin with one of {len(features)}: "
-                            "give both stages the same shape.texture")
+        """Becomes this mesh with this skin, whose texture `features` is as large as its own."""
         tensors = {"vertices": vertices, "faces": faces, "uv": uv, "corners": corners, "texture": features}
         if self.offsets is not None:
             tensors["offsets"] = torch.zeros_like(vertices)

@@ -123,6 +123,10 @@ class World:
             raise coded(*failures[0]) from error
         return value if by is None else self.comm.bcast(value, by % self.size)
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values that all ranks give, in their order, on every rank (collective)."""
+        return [value] if self.comm is None else self.comm.allgather(value)
+
     def _abort(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """What nobody caught ends the whole job: a rank that only dies leaves the others waiting for it."""
         print(f"mpiprop: {self.names[self.rank]}: {kind.__name__}: {error} (a defect)", file=sys.stderr, flush=True)

@@ -60,6 +60,11 @@ class Random:
                  eval_fovy_deg: float = 70.0) -> None:
         if group < 1:
             raise UserError(f"group: needs at least 1, got {group}")
+        _at_least_one(batch=batch, size=size)
+        if not 0 < min(fovy_deg + (eval_fovy_deg,)) <= max(fovy_deg + (eval_fovy_deg,)) < 180:
+            raise UserError(f"fovy_deg {list(fovy_deg)}, eval_fovy_deg {eval_fovy_deg:g}: need numbers between 0 and 180")
+        if min(distance + (eval_distance,)) <= 0:
+            raise UserError(f"distance {list(distance)}, eval_distance {eval_distance:g}: need numbers above 0")
         self.batch, self.group, self.size = batch, group, size
         self.azimuth, self.elevation, self.fovy = map(_radians, (azimuth_deg, elevation_deg, fovy_deg))
         self.distance, self.batch_uniform_azimuth = distance, batch_uniform_azimuth
@@ -125,6 +130,7 @@ class Reference:
     """
 
     def __init__(self, pose: Pose, *, size: Schedule = 128, noise: float = 0.0) -> None:
+        _at_least_one(size=size)
         self.pose, self.size, self.noise = pose, size, noise
 
     def __call__(self, tau: int, rng: Streams) -> Views:
@@ -141,6 +147,14 @@ class Reference:
     def turntable(self, n: int, size: tuple[int, int]) -> Views:
         """n views at even azimuths from the picture's on, the light at the camera."""
         return turntable(n, self.pose.elevation, self.pose.distance, self.pose.fovy, size)
+
+
+def _at_least_one(**schedules: Schedule) -> None:
+    """Raises UserError for a schedule of whole numbers that goes below 1."""
+    for name, schedule in schedules.items():
+        values = [schedule] if isinstance(schedule, (int, float)) else [value for _, value in schedule]
+        if int(min(values)) < 1:
+            raise UserError(f"{name}: needs at least 1, got {min(values):g}")
 
 
 def _radians(limits: tuple[float, float]) -> tuple[float, float]:
