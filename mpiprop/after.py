@@ -36,6 +36,7 @@ def export(args: Namespace) -> int:
         from .export.pictures import film
         turntable = stage.run.turntable
         views = stage.views[0].turntable(turntable.frames, (turntable.size, turntable.size))
+        views = views.farther(results.farther(stage, theta, results.VIEWS))
         film(results.frames(stage, theta, views), out, turntable.fps)
     elif rows:
         from .export.files import write_cloud

@@ -1,8 +1,8 @@
 """Tells of a stage's slides: metrics.jsonl, the progress line, the file `status`, previews, and TensorBoard if asked for."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,8 @@ from .picard.window import Window
 from .recipe import Stage
 from .transport.base import Transport
 
+RECENT, ENOUGH = 40, 4  # slides whose pace counts at most, and at least
+
 
 class Reporter:
     """Rank 0's account of one stage."""
@@ -26,10 +28,11 @@ class Reporter:
 
     def begin(self, window: Window) -> None:
         """What follows goes on from `window`."""
-        self.window, self.first = window, window.x.tau
-        self.began = self.clock = self.shown = perf_counter()
+        self.window = window
+        self.clock = self.shown = perf_counter()
+        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # when a slide ended, and at which step
         wanted = os.environ.get("MPIPROP_TENSORBOARD") == "1"
-        self.board = _board(self.folder / "tensorboard" / self.stage.name, self.first + 1) if wanted else None
+        self.board = _board(self.folder / "tensorboard" / self.stage.name, window.x.tau + 1) if wanted else None
         self.state("running")
 
     @contextmanager
@@ -53,9 +56,11 @@ class Reporter:
                         rollout_s=spent["rollout"], transport_s=max(0.0, seconds - apart),
                         checkpoint_s=spent["checkpoint"], ranks=transport.ranks, **losses,
                         **({"points": N} if (N := window.x.theta.layout.N) else {}))
+        self.recent.append((now, window.x.tau))
         told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
+        left = eta(self.recent, T)
         self.log.progress(f"{self.stage.name} {window.x.tau:{len(str(T))}d}/{T}  T/K {window.x.tau / window.k:.2f}  stride "
-                          f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}  ETA {self._left()}",
+                          f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}{left and '  '}{left}",
                           last=window.x.tau == T)
         self.log.status(self._status("running"), seldom=True)
         if self.board:
@@ -81,15 +86,19 @@ class Reporter:
 
     def _status(self, state: str) -> str:
         x, k = self.window.x, self.window.k
-        left = f" ETA {self._left()}" if state == "running" and x.tau > self.first else ""
-        return f"{state} {self.stage.name} {x.tau}/{self.stage.T} T/K {x.tau / max(1, k):.1f}{left}"
+        left = eta(self.recent, self.stage.T) if state == "running" else ""
+        return f"{state} {self.stage.name} {x.tau}/{self.stage.T} T/K {x.tau / max(1, k):.1f} {left}".rstrip()
 
-    def _left(self) -> str:
-        """The time to the stage's end at the pace so far, as [h:]mm:ss."""
-        tau = self.window.x.tau
-        left = int((perf_counter() - self.began) / max(1, tau - self.first) * (self.stage.T - tau))
-        hours = f"{left // 3600}:" if left >= 3600 else ""
-        return f"{hours}{left // 60 % 60:0{2 if hours else 1}d}:{left % 60:02d}"
+
+def eta(slides: Sequence[tuple[float, int]], T: int) -> str:
+    """The time to step T at the pace between slides, each its end (s) and its step, as "ETA [h:]mm:ss"; empty where there are
+    too few of them. The time before the first is none of it: the models are read then."""
+    if len(slides) < ENOUGH:
+        return ""
+    (began, first), (ended, last) = slides[0], slides[-1]
+    left = int((ended - began) / (last - first) * (T - last))
+    hours = f"{left // 3600}:" if left >= 3600 else ""
+    return f"ETA {hours}{left // 60 % 60:0{2 if hours else 1}d}:{left % 60:02d}"
 
 
 def _board(folder: Path, purge: int) -> Any:

@@ -7,17 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoint, run_folder
+from . import checkpoint, report, run_folder
 from .config import Run
 from .core.errors import RunError, UserError
 from .core.log import Log
 from .core.theta import Theta
 from .guidance.reference import before, psnr
 from .recipe import Stage
+from .report.judged import Judged, judge
+from .report.made import Made
+from .shapes.cloud import number
 from .views.cameras import Views, orbit
 from .views.reference import Reference
 
 VIEWS = 12  # what views/ holds and `evaluate` looks at
+PROBE = 40  # pixels a side of the views that tell whether an object fits
+FARTHER = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)  # times the configured distance
 
 
 def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
@@ -42,12 +47,26 @@ def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = 
     return torch.stack(pictures)
 
 
+def farther(stage: Stage, theta: Theta, n: int) -> float:
+    """How many times as far away as configured n evaluation views need to be to show all of theta_T's object: 1 where it
+    fits, at most the last of FARTHER."""
+    scene, views = stage.scene.load(theta, stage.T), stage.views[0].turntable(n, (PROBE, PROBE))
+
+    def cut(view: Views) -> bool:
+        opacity = scene.render(view, stage.T, normals=False).opacity[0, :, :, 0]
+        return bool(max(opacity[[0, -1]].max(), opacity[:, [0, -1]].max()) > 0.5)
+    with torch.no_grad():
+        return next((factor for factor in FARTHER[:-1]
+                     if not any(cut(views[i:i + 1].farther(factor)) for i in range(n))), FARTHER[-1])
+
+
 def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> Tensor:
     """previews/STAGE-TAU.png: a few views side by side, [H, views * W, 3]."""
     from .export.pictures import png
 
-    size = run.preview.size
-    pictures = frames(stage, theta, stage.views[0].turntable(run.preview.views, (size, size)))
+    n, size = run.preview.views, run.preview.size
+    views = stage.views[0].turntable(n, (size, size)).farther(farther(stage, theta, n))
+    pictures = frames(stage, theta, views)
     strip = torch.cat(list(pictures), 1)
     (folder / "previews").mkdir(exist_ok=True)
     png(strip, folder / "previews" / f"{stage.name}-{tau:06d}.png")
@@ -65,43 +84,56 @@ def likeness(stage: Stage, theta: Theta, reference: Reference, size: int) -> tup
     return pair.cpu(), psnr(image, picture)
 
 
-def cloud(stage: Stage, theta: Theta, folder: Path) -> bool:
-    """Writes cloud.ply if theta_T is a cloud of Gaussians; whether it is."""
+def cloud(stage: Stage, theta: Theta, folder: Path) -> None:
+    """Writes cloud.ply if theta_T is a cloud of Gaussians."""
     from .export.files import write_cloud
 
     if rows := stage.scene.load(theta, stage.T).cloud():
         write_cloud(rows, folder / "cloud.ply")
-    return rows is not None
 
 
 def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:
-    """All results of a finished run, and `done` last of all."""
-    from . import report
+    """All results of a finished run, what they are in a few lines, and `done` last of all."""
     from .export.files import write as write_mesh
     from .export.mesh import extract
     from .export.pictures import film, has_ffmpeg, png
 
-    size, views = run.turntable.size, stage.views[0]
+    size, views, psnr_db, mesh = run.turntable.size, stage.views[0], None, None
+    if (factor := farther(stage, theta, VIEWS)) > 1:
+        log.say(f"views and turntable are seen from {factor:g} times eval_distance: the object would not fit otherwise")
     (folder / "views").mkdir(exist_ok=True)
-    for i, picture in enumerate(frames(stage, theta, views.turntable(VIEWS, (size, size)), stay)):
+    for i, picture in enumerate(frames(stage, theta, views.turntable(VIEWS, (size, size)).farther(factor), stay)):
         png(picture, folder / "views" / f"{i:03d}.png")
     if stage.reference is not None:
-        pair, decibels = likeness(stage, theta, stage.reference, 2 * size)
+        pair, psnr_db = likeness(stage, theta, stage.reference, 2 * size)
         png(pair, folder / "likeness.png")
-        log.say(f"from where the picture was taken: {decibels:.1f} dB ({folder / 'likeness.png'})")
-    turn = frames(stage, theta, views.turntable(run.turntable.frames, (size, size)), stay)
+    turn = frames(stage, theta, views.turntable(run.turntable.frames, (size, size)).farther(factor), stay)
     film(turn, folder / "turntable.gif", run.turntable.fps)
     if has_ffmpeg():
         film(turn, folder / "turntable.mp4", run.turntable.fps)
     stay()
-    gaussians = cloud(stage, theta, folder)
+    cloud(stage, theta, folder)
     try:
-        mesh = extract(stage.scene.load(theta, stage.T), say=log.say, **asdict(run.mesh))
+        mesh = extract(stage.scene.load(theta, stage.T), say=log.note, **asdict(run.mesh))
     except RunError as error:  # the run is done all the same
         log.say(f"{error}; no mesh.glb", error=True)
     else:
         write_mesh(mesh, folder / "mesh.glb")
+    points = folder / "cloud.ply"  # of this stage or an earlier one
+    made = Made(mesh and len(mesh.faces), mesh and mesh.open_edges, number(points) if points.exists() else None, psnr_db,
+                _judged(run, folder, log))
+    made.write(folder)
     report.write([report.RunSummary.read(folder)], folder / "report.html")
+    for line in made.lines():
+        log.say(line)
     (folder / "done").write_text("")
-    solid = folder / ("cloud.ply" if gaussians else "mesh.glb")
-    log.say(f"done: look at {folder / 'turntable.gif'}, open {folder / 'report.html'} or {solid}")
+    log.say(f"done: look at {folder / 'turntable.gif'} or open {folder / 'report.html'}")
+
+
+def _judged(run: Run, folder: Path, log: Log) -> Judged | None:
+    """What the built-in judge takes the object for. A run is done without it, too."""
+    try:
+        return judge(run.prompt, sorted((folder / "views").glob("*.png")))
+    except Exception as error:
+        log.note(f"the built-in judge could not look: {type(error).__name__}: {error}")
+        return None

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("stop",), ("components", "launch"), ("conversion",), ("config",), ("manual", "checkpoint_file"),
           ("picard", "transport", "views"), ("shapes", "priors"),
           ("render", "guidance"), ("scene",), ("unit",),
-          ("checkpoint", "export", "metrics", "photograph", "run_folder", "charts", "plan"),
+          ("checkpoint", "export", "metrics", "photograph", "run_folder", "plan"),
           ("handover", "report", "keeper"), ("recipe",), ("results", "forecast", "preflight"),
           ("reporter", "evaluation"), ("drive",), ("app", "after"), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
@@ -21,6 +21,7 @@ DOORS = {
     "mpi4py": ("transport/",),
     "h5py": ("checkpoint.py", "checkpoint_file.py"),
     "yaml": ("config.py",),
+    "jinja2": ("report/",),
     "diffusers": ("priors/",),
     "peft": ("priors/",),
     "transformers": ("priors/", "metrics/"),

@@ -2,8 +2,9 @@
 
 import json
 import re
+import shutil
 from base64 import b64decode
-from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,10 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from mpiprop import charts, report
+from mpiprop import report
 from mpiprop.core.errors import UserError
 from mpiprop.export import files, pictures
 from mpiprop.export.mesh import Mesh
+from mpiprop.guidance.penalties import PENALTIES
+from mpiprop.guidance.reference import LOSSES
+from mpiprop.report import charts
+from mpiprop.report.judged import Judged, judge
+from mpiprop.report.made import Made
+from mpiprop.report.page import VIEWS
+from mpiprop.report.terms import TERMS
+from tools import corpus
 
 PROMPT = 'a <script>alert("x")</script> & a "mug" {{body}}'
 
@@ -46,7 +55,7 @@ class Page(HTMLParser):
 def line(stage: str, tau: int, k: int, **more: object) -> str:
     record = {"stage": stage, "tau": tau, "k": k, "stride": 2, "e": 1e-4, "errors": [1e-5, 1e-3, 2e-3],
               "evaluations": 3, "seconds": 0.5, "evaluate_s": 0.3, "rollout_s": 0.1, "transport_s": 0.1,
-              "checkpoint_s": 0.0, "sds": 1.0 / tau}
+              "checkpoint_s": 0.0, "ranks": 4, "sds": 1.0 / tau}
     return json.dumps(record | more)
 
 
@@ -55,7 +64,9 @@ def folder(tmp_path: Path) -> Path:
     """A run of two stages of 4 and 6 steps that was killed at step 2 + 4 while it wrote a line."""
     run = tmp_path / "runs" / "demo-mug-0"
     (run / "views").mkdir(parents=True)
-    (run / "config.yaml").write_text(json.dumps({"prompt": PROMPT, "stages": [{"steps": 4}, {"steps": 6}]}))
+    (run / "config.yaml").write_text(json.dumps({
+        "prompt": PROMPT, "name": "demo/small", "seed": 5, "window": {"size": 3},
+        "stages": [{"steps": 4}, {"steps": 6, "window": {"size": 2}}]}))
     lines = [line("coarse", 2, 1), line("coarse", 4, 2), line("fine", 2, 1), '{"stage": "fi']
     (run / "metrics.jsonl").write_text("\n".join(lines))
     files.write(Mesh(np.eye(4, 3, dtype=np.float32), np.array([[0, 1, 2], [0, 2, 3]], np.int32)), run / "mesh.glb")
@@ -74,10 +85,13 @@ def test_page_of_a_run(folder: Path, tmp_path: Path) -> None:
     assert b64decode(page.scripts["glb-0"]) == (folder / "mesh.glb").read_bytes()
     turntable, *views = (b64decode(image.split(",")[1]) for image in page.images)
     assert turntable == (folder / "turntable.gif").read_bytes()
-    assert len(views) == report.VIEWS and views[0] == (folder / "views" / "000.png").read_bytes()
-    assert [title for title in page.headings if title in ("Stride", "Error", "Time per part", "sds")] == [
-        "Stride", "Error", "Time per part", "sds"]
+    assert len(views) == VIEWS and views[0] == (folder / "views" / "000.png").read_bytes()
+    assert {"Steps accepted per iteration", "Error of the iterates", "Where the time went",
+            "Guidance (SDS)"} <= set(page.headings)
     assert len(page.curves) == 4  # stride, error, threshold, sds
+    facts = dict(re.findall(r"<div><b>([^<]*)</b><span class=\"soft\">([^<]*)</span>", text))
+    assert {("demo/small", "configuration"), ("5", "seed"), ("3, 2", "window"), ("4", "ranks"), ("6 of 10", "steps (T)"),
+            ("2.00", "speed-up in iterations (T/K)")} <= set(facts.items())
 
 
 def test_numbers_of_a_run(folder: Path) -> None:
@@ -87,15 +101,57 @@ def test_numbers_of_a_run(folder: Path) -> None:
     assert run.series("sds") == [(2, 0.5), (4, 0.25), (6, 0.5)]  # the second stage goes on where the first ended
 
 
-def test_comparison_of_runs(folder: Path, tmp_path: Path) -> None:
-    run = report.RunSummary.read(folder)
-    report.write([run, replace(run, prompt="another")], tmp_path / "report.html")
+def test_a_comparison_begins_with_the_objects_and_what_differs(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "runs" / "demo-mug-7"
+    shutil.copytree(folder, other)
+    keys = json.loads((folder / "config.yaml").read_text())
+    keys |= {"prompt": "another", "seed": 7, "stages": [{"steps": 4}, {"steps": 6, "window": {"size": 9}}]}
+    (other / "config.yaml").write_text(json.dumps(keys))
+    Made(9812, 0, judged=Judged("another", 12, 11, "another", 0.82)).write(other)
+    report.write([report.RunSummary.read(folder), report.RunSummary.read(other)], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    page = Page(text)
+    page, (differs, numbers, *_) = Page(text), re.findall(r"<table.*?</table>", text, re.S)
     assert page.headings[0] == "2 runs compared" and {PROMPT, "another"} <= set(page.headings)
-    cells = re.findall(r"<td>([^<]*)</td>", text.split("<table>")[1].split("</table>")[0])
-    assert cells == 2 * ["6", "3", "2.00", "9", "1.5 s", "250 ms"]
+    assert text.index("<article>") < text.index(differs) < text.index(numbers) < text.index("<svg")
+    assert [image[:14] for image in page.images[:3]] == ["data:image/gif", "data:image/gif", "data:image/png"]
+    card = text.split("<article>")[2].split("</article>")[0]
+    assert dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", card)) == {
+        "configuration": "demo/small", "seed": "7", "window": "3, 9", "ranks": "4", "T/K": "2.00",
+        "time": "1.5 s", "named right": "11 of 12 views (similarity 0.82)"}
+    assert [unescape(cell) for cell in re.findall(r"<td>([^<]*)</td>", differs)] == [
+        "prompt", PROMPT, "another", "seed", "5", "7", "stages.1.window.size", "2", "9"]
+    rows = re.findall(r"<td>([^<]*)</td>", numbers)
+    assert rows == [cell for name in ("demo-mug-0", "demo-mug-7")
+                    for cell in (name, "6 of 10", "3", "2.00", "9", "1.5 s", "250 ms")]
     assert set(page.scripts) >= {"glb-0", "glb-1"}
+
+
+def test_what_was_made_is_said_in_plain_words_and_read_back(tmp_path: Path) -> None:
+    made = Made(9812, 1, 1034, 26.84, Judged("a red mug", 12, 3, "a pink mug", 0.4))
+    made.write(tmp_path)
+    assert Made.read(tmp_path) == made and Made.read(tmp_path / "nowhere") == Made() and not list(Made().lines())
+    assert list(made.lines()) == [
+        "mesh.glb: 9,812 faces, with 1 open edge (a hole)", "cloud.ply: 1,034 Gaussians",
+        "likeness.png: PSNR against the input image: 26.8 dB",
+        'the built-in judge names it "a red mug" in 3 of 12 views (similarity 0.40); to all of them together "a pink mug" is '
+        "nearer"]
+    assert next(Made(2, 0).lines()) == "mesh.glb: 2 faces, closed"
+
+
+def test_the_judge_is_asked_only_about_what_it_knows(tmp_path: Path) -> None:
+    """Pictures of a mushroom as the corpus renders it: named so in all views, a chair in none; a corgi it does not know."""
+    for i in range(3):
+        corpus.photograph("mushroom", "green", tmp_path / f"{i}.png", 120 * i, 15, 1.8, 49.1)
+    views = sorted(tmp_path.glob("*.png"))
+    right, wrong = judge("A green mushroom", views), judge("an orange chair", views)
+    assert (right.views, right.named, right.nearest) == (3, 3, "A green mushroom") and right.similarity > wrong.similarity
+    assert wrong.named == 0 and wrong.nearest == "a green mushroom"
+    assert judge("a mushroom", views).named == 3
+    assert judge("a corgi", views) is judge("", views) is judge("a green mushroom", []) is None
+
+
+def test_every_number_that_runs_log_is_explained() -> None:
+    assert {*PENALTIES, *LOSSES, "sds", "vsd", "lora", "refine", "grad_norm", "t", "psnr", "points"} == set(TERMS)
 
 
 def test_whatever_is_missing_is_left_out(tmp_path: Path) -> None:
@@ -108,7 +164,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path) -> None:
     run = report.RunSummary.read(tmp_path)
     assert (run.prompt, run.steps) == (tmp_path.name, 3)
     report.write([run], tmp_path / "b.html")
-    assert "sds" not in Page((tmp_path / "b.html").read_text()).headings
+    assert "Guidance (SDS)" not in Page((tmp_path / "b.html").read_text()).headings
 
 
 def test_no_run_there_is_the_users_mistake(tmp_path: Path) -> None:
@@ -126,6 +182,16 @@ def test_curves_are_straight_where_the_series_is() -> None:
     for drawn in (linear, powers):
         np.testing.assert_allclose(drawn[1], (drawn[0] + drawn[2]) / 2, atol=0.11)
         assert drawn[2, 0] > drawn[0, 0] and drawn[2, 1] < drawn[0, 1]  # pictures count downwards
+
+
+def test_labels_of_stages_stay_inside_the_chart() -> None:
+    """Whether a stage begins at the left, in the middle or right before the end."""
+    html = charts.curves("c", {"a": [(0, 1.0), (100, 2.0)]}, "steps", marks={"coarse": 0, "geometry": 60, "texture": 97})
+    labels = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="(start|end)">(coarse|geometry|texture)</text>', html)
+    assert [label for _, _, label in labels] == ["coarse", "geometry", "texture"]
+    for x, anchor, label in labels:
+        width = 7 * len(label) * (1 if anchor == "start" else -1)
+        assert charts.LEFT <= min(float(x), float(x) + width) and max(float(x), float(x) + width) <= charts.W
 
 
 def test_curves_of_nothing_are_nothing() -> None:

@@ -31,6 +31,13 @@ def write(rows: Mapping[str, Tensor], path: str | Path) -> None:
     PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(path))
 
 
+def number(path: str | Path) -> int:
+    """How many points a PLY file has."""
+    from plyfile import PlyData
+
+    return len(PlyData.read(str(path))["vertex"].data)
+
+
 def read(path: str) -> dict[str, Tensor]:
     """What `write` wrote, or of any other PLY file its points: position, and rgb [N, 3] in [0, 1] where they have colours.
 

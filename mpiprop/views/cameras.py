@@ -44,6 +44,12 @@ class Views:
         """The same cameras with another number of pixels."""
         return replace(self, size=size)
 
+    def farther(self, factor: float) -> "Views":
+        """The same cameras and lights, `factor` times as far from the origin."""
+        c2w = self.c2w.clone()
+        c2w[:, :3, 3] *= factor
+        return replace(self, c2w=c2w, distance=self.distance * factor, light=self.light * factor)
+
     def rays(self) -> tuple[Tensor, Tensor]:
         """Origins and unit directions [B, H, W, 3] of the rays through the pixel centres; row 0 is the top."""
         H, W = self.size

@@ -9,14 +9,16 @@ from math import ceil, exp, floor, inf, isfinite, log, log10
 
 COLOURS = ("#2563a8", "#d9692a", "#3a8f5c", "#8a5bb0", "#b23a5e", "#6b7680")
 W, H, LEFT, BOTTOM, TOP = 480, 216, 48, 26, 18  # viewBox and margins
+LETTER = 7.0  # its width at most, as a rule
 FINE, COARSE = 300, 50  # points of a curve at most: as it was, and as its trend
 
 Points = Sequence[tuple[float, float]]
 
 
 def curves(title: str, series: Mapping[str, Points], x_label: str, *, log_y: bool = False,
-           marks: Mapping[str, float] | None = None) -> str:
-    """A titled line chart as HTML, "" where there is nothing to draw; `marks` are labelled places on the x axis.
+           marks: Mapping[str, float] | None = None, note: str = "") -> str:
+    """A titled line chart as HTML, "" where there is nothing to draw; `marks` are labelled places on the x axis, in order,
+    `note` is a sentence below the title.
 
     Points that are not finite, or not positive on a logarithmic axis, are left out; long curves are pale behind their
     trend.
@@ -41,9 +43,10 @@ def curves(title: str, series: Mapping[str, Points], x_label: str, *, log_y: boo
         anchor = "end" if last and to_x(v) > W - 40 else "middle"
         unit = f" {escape(x_label)}" if last else ""
         parts.append(f'<text x="{to_x(v):.1f}" y="{H - BOTTOM + 17}" text-anchor="{anchor}">{number(v)}{unit}</text>')
-    for label, x in (marks or {}).items():
+    for i, (label, x) in enumerate((marks or {}).items()):
+        side, anchor = (5, "start") if to_x(x) + 5 + LETTER * len(label) <= W else (-5, "end")
         parts.append(f'<line class="grid" x1="{to_x(x):.1f}" x2="{to_x(x):.1f}" y1="0" y2="{H - BOTTOM}"/>'
-                     f'<text x="{to_x(x) + 5:.1f}" y="10">{escape(label)}</text>')
+                     f'<text x="{to_x(x) + side:.1f}" y="{10 + 12 * (i % 2)}" text-anchor="{anchor}">{escape(label)}</text>')
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(series)}
     for name, points in drawn.items():
         trend = thinned(usable[name], COARSE, log_y)
@@ -51,7 +54,7 @@ def curves(title: str, series: Mapping[str, Points], x_label: str, *, log_y: boo
             path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in line)
             parts.append(f'<polyline class="{kind}" stroke="{colours[name]}" points="{path}"/>')
     legend = "".join(f'<i style="--c:{colours[name]}">{escape(name)}</i>' for name in drawn) if len(series) > 1 else ""
-    return _figure(title, legend, H, parts)
+    return _figure(title, legend, H, parts, note=note)
 
 
 def shares(title: str, parts: Mapping[str, float], unit: str) -> str:
@@ -102,8 +105,9 @@ def number(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"
 
 
-def _figure(title: str, legend: str, height: int, drawing: Sequence[str], below: str = "") -> str:
-    return (f'<figure><h3>{escape(title)}{legend}</h3><svg viewBox="0 0 {W} {height}" role="img" '
+def _figure(title: str, legend: str, height: int, drawing: Sequence[str], below: str = "", note: str = "") -> str:
+    note = f"<p class=note>{escape(note)}</p>" if note else ""
+    return (f'<figure><h3>{escape(title)}{legend}</h3>{note}<svg viewBox="0 0 {W} {height}" role="img" '
             f'aria-label="{escape(title)}">{"".join(drawing)}</svg>{below}</figure>')
 
 

@@ -1,0 +1,37 @@
+"""Gaussians as the page's viewer reads them: three texels of four 32-bit words each.
+
+x, y, z, and colour and opacity as bytes | covariance xx, xy, xz, yy | yz, zz, and two words that are not used. The frame is
+glTF's (y up, front +z), as that of the mesh on the page. Colours are what does not depend on the direction.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+from torch.nn.functional import normalize
+
+from mpiprop.export.files import Y_UP
+from mpiprop.shapes import cloud
+from mpiprop.shapes.base import matrices
+from mpiprop.shapes.harmonics import C0
+
+MOST = 200_000  # Gaussians on a page, which has 64 bytes for each
+
+
+def packed(path: Path) -> tuple[ndarray, list[list[float]]] | None:
+    """The words [N, 12] of the Gaussians in a PLY file, and the box, its lowest and highest corner, that nearly all of their
+    centres are in. None where there are too many for a page, or only points."""
+    rows = cloud.read(str(path))
+    if "scale" not in rows or len(rows["position"]) > MOST:
+        return None
+    axes = matrices(normalize(rows["rotation"], dim=-1)) * rows["scale"].exp().T
+    spread = axes.permute(2, 0, 1)[:, Y_UP]  # [N, 3 (axes of the frame), 3 (of the Gaussian)]
+    covariance = (spread @ spread.mT).numpy()
+    centre = rows["position"][:, Y_UP].numpy()
+    colour = (0.5 + C0 * rows["f_dc"][:, 0]).clamp(0, 1).numpy()
+    rgba = np.concatenate([colour, rows["opacity"].sigmoid().numpy()], 1)
+    words = np.zeros((len(centre), 12), "<u4")
+    words[:, :3] = centre.astype("<f4").view("<u4")
+    words[:, 3] = np.round(rgba * 255).astype("u1").view("<u4")[:, 0]
+    words[:, 4:10] = covariance[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]].astype("<f4").view("<u4")
+    return words, np.quantile(centre, [0.02, 0.98], axis=0).tolist()
