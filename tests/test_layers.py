@@ -24,7 +24,7 @@ DOORS = {
     "diffusers": ("priors/",),
     "peft": ("priors/",),
     "transformers": ("priors/", "metrics/"),
-    "huggingface_hub": ("priors/", "metrics/"),
+    "huggingface_hub": ("priors/",),
     "nerfacc": ("render/",),
     "nvdiffrast": ("render/",),
     "gsplat": ("render/",),
