@@ -16,8 +16,8 @@ from . import __version__
 from .core.errors import DONE, FAILED, MISTAKE, RunError, UserError, suggestion
 from .core.launcher import launched, launched_rank
 from .export import FILMS, MESHES
+from .metrics import PROTOCOLS
 
-PROTOCOLS = ("dreampropeller", "scaledreamer")
 HELP = ("--help", "-h")
 HEAD = f"""{__doc__.strip()}
 
@@ -147,7 +147,7 @@ def parsers() -> dict[str, Parser]:
     evaluate.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to retrieve from, one a line or JSON "
                           "(default: all that the built-in judge knows; with another judge the runs' own)")
     evaluate.add_argument("--clip", metavar="ID_OR_FOLDER", help="any CLIP model, or builtin (default: the protocol's; builtin "
-                          "without a protocol)")
+                          "without one)")
     evaluate.add_argument("--reference", type=Path, metavar="FOLDER", help="pictures that CLIP-FID compares with; their "
                           "statistics are kept in ~/.cache/mpiprop")
     evaluate.add_argument("--views", type=positive(int), metavar="N", help="azimuths instead of the protocol's (120)")

@@ -17,7 +17,7 @@ from .metrics.judge import Judge
 from .metrics.measures import Moments, frechet, measure
 from .metrics.pictures import pixels, read
 from .metrics.prompts import builtin_prompts, read_prompts
-from .metrics.protocols import PROTOCOLS, Protocol
+from .metrics.protocols import BY_NAME, Protocol
 from .metrics.reference import moments
 from .metrics.summary import Subject, Summary
 from .transport.world import World
@@ -34,7 +34,7 @@ def evaluate(args: Namespace) -> Summary:
     runs = [(folder, _prompted(folder, protocol)) for folder in args.runs]
     prompts = read_prompts(args.prompts) if args.prompts else None
     device = World().device(args.device)
-    judge = Judge(args.clip or (protocol.clip if protocol else "builtin"), device)
+    judge = _judge(args.clip, protocol, device)
     if prompts is None:
         prompts = builtin_prompts() if judge.builtin else []
     prompts = list(dict.fromkeys([*prompts, *(run.prompt for _, run in runs)]))
@@ -55,15 +55,25 @@ def evaluate(args: Namespace) -> Summary:
         result=measure(objects, prompts, judge.texts(prompts)), subjects=tuple(subjects))
 
 
+def _judge(clip: str | None, protocol: Protocol | None, device: torch.device) -> Judge:
+    """The judge that was asked for, or the protocol's."""
+    if clip or protocol is None:
+        return Judge(clip or "builtin", device)
+    try:
+        return Judge(protocol.clip, device)
+    except UserError as error:
+        raise UserError(f"{error}; or give --clip builtin, whose figures are not the paper's") from None
+
+
 def _protocol(args: Namespace) -> Protocol | None:
     """The protocol with the views and the size that were asked for."""
     asked = {"views": args.views, "size": args.size}
     if args.protocol is None:
         for name, value in asked.items():
             if value is not None:
-                raise UserError(f"--{name} belongs to a protocol: give --protocol {' or '.join(PROTOCOLS)} too")
+                raise UserError(f"--{name} belongs to a protocol: give --protocol {' or '.join(BY_NAME)} too")
         return None
-    protocol = PROTOCOLS[args.protocol]
+    protocol = BY_NAME[args.protocol]
     if args.reference and not protocol.crops:
         raise UserError(f"--protocol {args.protocol} has no CLIP-FID: leave --reference out, or give --protocol dreampropeller")
     return replace(protocol, **{name: value for name, value in asked.items() if value is not None})

@@ -3,6 +3,8 @@ reading of it."""
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +180,17 @@ def test_prompts_are_read_from_lines_and_json(tmp_path: Path) -> None:
 def test_no_judge_there_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="CLIP model"):
         Judge(tmp_path)
-    with pytest.raises(UserError, match="--clip builtin"):
+    with pytest.raises(UserError, match="owner/name"):
         Judge("owner/name")
+
+
+def test_a_judge_of_pickled_weights_is_the_same(folder: Path, judge: Judge, tmp_path: Path) -> None:
+    """The hub's openai/clip-vit-base-patch32 has no safetensors."""
+    shutil.copytree(folder, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(judge.model.state_dict(), tmp_path / "pickled/pytorch_model.bin")
+    pickled, image = Judge(tmp_path / "pickled"), (255 * random(30, 40, 3)).byte().numpy()
+    assert pickled.fingerprint() == judge.fingerprint()
+    torch.testing.assert_close(pickled.features([image]), judge.features([image]), atol=1e-5, rtol=0)
 
 
 def test_builtin_judge_knows_its_prompts() -> None:
@@ -199,6 +210,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def renders(run: Path, views: int, elevation: float, size: int) -> Iterator[Image.Image]:
+    """A run's newest state from even azimuths at an elevation (degrees), at its own evaluation distance and field of view."""
+    kept = checkpoint.load(run / "window.h5").window.x.theta
+    stage = Stage(config.load(str(run / "config.yaml")), 0, torch.device("cpu"))
+    like = stage.views[0].turntable(1, (1, 1))
+    cameras = turntable(views, np.radians(elevation), like.distance.item(), like.fovy.item(), (size, size))
+    for i in range(views):
+        with torch.no_grad():
+            rgb = stage.scene.load(kept, stage.T).render(cameras[i:i + 1], stage.T, normals=False).rgb[0].clamp(0, 1)
+        yield Image.fromarray((rgb.numpy() * 255).round().astype(np.uint8))
+
+
 def test_a_protocol_end_to_end_equals_a_naive_reading_of_it(run: Path, album: Path, capsys: pytest.CaptureFixture) -> None:
     """DreamPropeller's: azimuths all around at 12 degrees, 512 pixels, B/32's features of whole renders for retrieval, those of
     random 300-pixel squares of each, enlarged to 512, for CLIP-FID. View by view, picture by picture, with the libraries."""
@@ -216,15 +239,9 @@ def test_a_protocol_end_to_end_equals_a_naive_reading_of_it(run: Path, album: Pa
             out = model.get_image_features(processor(image, return_tensors="pt").pixel_values)
         return getattr(out, "pooler_output", out)[0].double()
 
-    kept = checkpoint.load(run / "window.h5").window.x.theta
-    stage = Stage(config.load(str(run / "config.yaml")), 0, torch.device("cpu"))
-    like = stage.views[0].turntable(1, (1, 1))
-    cameras = turntable(views, np.radians(12), like.distance.item(), like.fovy.item(), (size, size))
     whole, cuts = [], []
-    for i in range(views):
-        with torch.no_grad():
-            rgb = stage.scene.load(kept, stage.T).render(cameras[i:i + 1], stage.T, normals=False).rgb[0].clamp(0, 1)
-        image = Image.fromarray((rgb.numpy() * 255).round().astype(np.uint8)).resize((512, 512), Image.Resampling.BICUBIC)
+    for i, render in enumerate(renders(run, views, 12, size)):
+        image = render.resize((512, 512), Image.Resampling.BICUBIC)
         whole.append(feature(image))
         corners = torch.randint(512 - 300, (20, 2), generator=Streams(seed, i)("evaluate.crops"))
         for x, y in corners.tolist():
@@ -254,6 +271,27 @@ def test_a_protocol_end_to_end_equals_a_naive_reading_of_it(run: Path, album: Pa
     assert {name: score[name] for name in about} == about
 
 
+def test_scaledreamer_looks_at_whole_renders_resized_bilinearly(run: Path, tmp_path: Path,
+                                                                capsys: pytest.CaptureFixture) -> None:
+    """Here of a run that is not finished."""
+    folder = tmp_path / "unfinished"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("done", "views"))
+    words = ["evaluate", str(folder), "--protocol", "scaledreamer", "--views", "3", "--size", "90", "--clip", "builtin"]
+    assert dispatch([*words, "--json"]) == 0
+    found, judge = json.loads(capsys.readouterr().out), Judge()
+    pixels = np.stack([np.array(image.resize((64, 64), Image.Resampling.BILINEAR)) for image in renders(folder, 3, 15, 90)])
+    with torch.no_grad():
+        out = judge.model.get_image_features(torch.from_numpy(pixels).movedim(-1, 1) / 127.5 - 1)
+    cosine = torch.nn.functional.normalize(getattr(out, "pooler_output", out), dim=-1) @ judge.texts(["a red chair"]).T
+    (score,) = found["objects"]
+    assert score["similarity"] == pytest.approx(float(cosine.mean()), abs=1e-5) and not score["finished"]
+    assert (found["fid"], found["settings"]["elevation_deg"]) == (None, 15)
+    assert dispatch(words) == 0
+    assert "not finished, at step 6 of 6" in (out := capsys.readouterr().out) and "not to be compared" in out
+    with pytest.raises(UserError, match="give --protocol, which renders"):
+        dispatch(["evaluate", str(folder)])
+
+
 def test_runs_are_told_apart_and_unknown_words_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other = tmp_path / "toy-ball"
     assert dispatch(["run", "toy", "prompt=a red corgi", "seed=1", *SMALL, "--out", str(other)]) == 0
@@ -265,7 +303,7 @@ def test_runs_are_told_apart_and_unknown_words_named(run: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--views", "3"], "--views belongs to a protocol"), (["--clip", "/nowhere"], "no such folder"),
+    (["--views", "3"], "--views belongs to a protocol"), (["--clip", "/nowhere"], "no folder /nowhere"),
     (["--protocol", "scaledreamer", "--reference", "x"], "has no CLIP-FID"), (["--prompts", "/nowhere.txt"], "/nowhere.txt"),
     (["--reference", "/nowhere"], "no pictures")])
 def test_mistakes_are_one_line(run: Path, words: list[str], says: str) -> None:

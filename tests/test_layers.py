@@ -25,7 +25,7 @@ DOORS = {
     "diffusers": ("priors/",),
     "peft": ("priors/",),
     "transformers": ("priors/", "metrics/"),
-    "huggingface_hub": ("priors/", "metrics/"),
+    "huggingface_hub": ("priors/",),
     "nerfacc": ("render/",),
     "nvdiffrast": ("render/",),
     "gsplat": ("render/",),

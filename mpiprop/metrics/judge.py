@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.priors.parts import first_line
+from mpiprop.priors.hub import first_line
+from mpiprop.priors.networks import Network, quiet
+from mpiprop.priors.parts import Parts
 
-BUILTIN = Path(__file__).resolve().parents[1] / "weights" / "judge"
-FILES = ("*.json", "*.txt", "model.safetensors")  # of a hub model
+NEEDED = ("config.json", "preprocessor_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 CHUNK = 64  # pictures at a time
 
 
@@ -23,42 +24,25 @@ class Judge:
     """A CLIP model with its own preparation of pictures and texts: a hub id, a folder, or "builtin"."""
 
     def __init__(self, model: str | Path = "builtin", device: torch.device | str = "cpu") -> None:
+        """Raises UserError where there is no such model, or one of another kind."""
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         self.name, self.device = str(model), torch.device(device)
-        folder = self._folder()
+        parts = Parts(self.name, builtin="judge")
+        found = {name: parts.find("", name) for name in (*NEEDED, *TOKENIZER)}
+        if lacking := [name for name in NEEDED if found[name] is None]:
+            raise UserError(f"--clip {self.name}: has no {' and no '.join(lacking)}; give the folder or the hub id of a CLIP "
+                            "model, or builtin")
+        folder = found["config.json"].parent
         try:
-            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            with quiet():
+                self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers' library raises nothing finer
-            raise UserError(f"--clip {self.name}: {folder} does not hold a CLIP model that can be read (config.json of a "
-                            "CLIPModel, model.safetensors, its tokenizer's files, preprocessor_config.json): "
-                            f"{first_line(error)}") from None
-        self.model = self.model.to(self.device).eval().requires_grad_(False)
-
-    def _folder(self) -> Path:
-        """Where the model's files are; a hub model's come from the cache, and from the hub where that lacks them."""
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        path = BUILTIN if self.builtin else Path(self.name).expanduser()
-        if path.is_dir():
-            return path
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.name):
-            raise UserError(f"--clip {self.name}: there is no such folder; give a folder, a hub id (owner/name) or builtin")
-        try:
-            return Path(snapshot_download(self.name, allow_patterns=FILES, local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-        try:
-            HfApi().model_info(self.name, timeout=10)  # fails at once where a download would try for a minute
-            return Path(snapshot_download(self.name, allow_patterns=FILES))
-        except Exception as error:  # of several libraries
-            raise UserError(f"--clip {self.name}: there is no such folder, and the hub did not give it ({first_line(error)}); "
-                            "without a network give a folder that holds the model, or --clip builtin") from None
+            raise UserError(f"--clip {self.name}: its preparation of pictures or texts cannot be read ({first_line(error)}); "
+                            "give the folder or the hub id of a CLIP model, or builtin") from None
+        network = Network(CLIPModel, lambda: parts.config(""), lambda: parts.tensors(""), f"--clip {self.name}")
+        self.model = network.load(torch.float32).to(self.device)
 
     @property
     def builtin(self) -> bool:

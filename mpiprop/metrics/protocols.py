@@ -11,6 +11,7 @@ from torch import Tensor
 from mpiprop.core.steps import Streams
 from mpiprop.views.cameras import Views, turntable
 
+from . import PROTOCOLS
 from .judge import Judge
 from .pictures import resized
 
@@ -49,9 +50,8 @@ class Protocol:
         return render if self.canvas is None else resized(render, self.canvas)
 
 
-PROTOCOLS = {
-    # appendix D; cuts and filters: dreamgaussian/evaluate.py of the release, clean-fid's clip_vit_b_32
-    "dreampropeller": Protocol("openai/clip-vit-base-patch32", 12.0, canvas=512, crops=20, crop=300),
+BY_NAME = dict(zip(PROTOCOLS, (
+    # appendix D; crops and filters: dreamgaussian/evaluate.py of the release, clean-fid's clip_vit_b_32
+    Protocol("openai/clip-vit-base-patch32", 12.0, canvas=512, crops=20, crop=300),
     # evaluation/CLIP/evaluation_amortized.py of the release, its evaluation cameras
-    "scaledreamer": Protocol("openai/clip-vit-large-patch14", 15.0, resample=BILINEAR),
-}
+    Protocol("openai/clip-vit-large-patch14", 15.0, resample=BILINEAR))))

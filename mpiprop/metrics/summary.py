@@ -8,7 +8,7 @@ from mpiprop import __version__
 from mpiprop.priors.vocabulary import Vocabulary
 
 from .measures import Result
-from .protocols import PROTOCOLS, Protocol
+from .protocols import BY_NAME, Protocol
 
 COLUMNS = ("run", "configuration", "seed", "prompt", "similarity", "R-Precision", "nearest prompt")
 NUMBERS = ("seed", "similarity", "R-Precision")  # set to the right
@@ -88,7 +88,7 @@ class Summary:
         for prompt in dict.fromkeys(score.prompt for score in self.result.objects):
             if unknown := self._unknown(prompt):
                 yield (f"the built-in judge does not know {Vocabulary.builtin().quoted(unknown)}: its figures for \"{prompt}\" "
-                       f"mean little; give a real CLIP model (--clip {PROTOCOLS['dreampropeller'].clip})")
+                       f"mean little; give a real CLIP model (--clip {BY_NAME['dreampropeller'].clip})")
         if self.settings is not None and self.judge != self.settings.clip:
             yield f"not to be compared with the paper's figures, whose judge is {self.settings.clip}"
 
