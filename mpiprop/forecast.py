@@ -22,9 +22,11 @@ from .recipe import Stage
 from .report import RunSummary
 
 BANDWIDTH = 2.5  # GB/s where nothing is known: 25 Gb Ethernet
+FAST, MIDDLE, SLOW = 0.3, 1.0, 3.0  # seconds of an evaluation where nothing is known
+PUBLISHED = "published on an A100: 0.8 s a step for DreamFusion, 1.4 s for DreamGaussian (DreamPropeller, table 2)"
 ALWAYS = ("every slot of a window is evaluated in every iteration; rollout and messages do not overlap with evaluations",
           "messages go one after another through the link of rank 0, or of a group's first rank",
-          "memory: vectors of D and L numbers alone; the process, the prior and what an evaluation needs come on top")
+          "memory: theta, gradients, averages and the prior's weights; the process and what an evaluation needs come on top")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Basis:
     costs: Costs
     law: Law
     assumed: tuple[str, ...]  # a line each
+    measured: bool = True  # or told: times mean something
 
 
 def told(args: Namespace) -> str:
@@ -45,14 +48,17 @@ def told(args: Namespace) -> str:
     for index in range(len(run.stages)):
         stage = Stage(run, index, torch.device("cpu"))
         work = work_of(stage)
+        work, weighed = _weighed(stage, work)
         basis = _basis(args, stage, work)
         found = choices(work, basis.costs, basis.law, args.ranks)
+        ends = () if basis.measured else [choices(work, replace(basis.costs, evaluate=seconds), basis.law, args.ranks)
+                                          for seconds in (SLOW, FAST)]
         best.append(found[0])
-        parts.append({"work": asdict(work), "costs": asdict(basis.costs), "assumed": basis.assumed,
-                      "choices": [asdict(choice) for choice in found]})
-        views = "+".join(map(str, work.batches))
-        texts += [f"stage {work.name}: {work.T} steps of {views} views, {work.D:,} trained numbers ({work.L - work.D:,} ride "
-                  "along)", table(found), "assumed:", *(f"  {line}" for line in basis.assumed), ""]
+        parts.append({"work": asdict(work), "costs": asdict(basis.costs), "measured": basis.measured,
+                      "assumed": (*basis.assumed, *weighed), "choices": [asdict(choice) for choice in found]})
+        texts += [f"stage {work.name}: {plural(work.T, 'step')} of {plural(work.part(1), 'view')}, {work.D:,} trained numbers"
+                  + (f", plus {work.L - work.D:,} stored but not trained" if work.L > work.D else ""), table(found, *ends),
+                  "assumed:", *(f"  {line}" for line in (*basis.assumed, *weighed)), ""]
     command = command_line(args.config, args.overrides, best)
     return json.dumps({"command": command, "stages": parts}, indent=1) if args.json else "\n".join([*texts, command])
 
@@ -63,6 +69,19 @@ def work_of(stage: Stage) -> Work:
     batches = tuple(min(len(views(tau, Streams(0, tau))) for tau in taus) for views in stage.views)
     layout = stage.scene.layout
     return Work(stage.name, stage.T, batches, layout.D, layout.L, len(stage.rollout().optimiser.slots))
+
+
+def _weighed(stage: Stage, work: Work) -> tuple[Work, tuple[str, ...]]:
+    """`work` with the bytes of the priors, and what is to be said of them."""
+    try:
+        return replace(work, weights=stage.weight_bytes()), ()
+    except UserError as error:
+        return work, (f"memory of a worker is without the prior's weights, which are not to be had here: {error}",)
+
+
+def plural(n: int, word: str) -> str:
+    """A number of things."""
+    return f"{n:,} {word}{'s' * (n != 1)}"
 
 
 def command_line(name: str, overrides: Sequence[str], best: Sequence[Choice]) -> str:
@@ -83,19 +102,21 @@ def _basis(args: Namespace, stage: Stage, work: Work) -> Basis:
     law = Law.of(window.threshold, window.predict)
     if args.measured:
         basis = _measured(args, work, law)
-    elif args.evaluate:
-        notes = () if args.rollout else ("an optimiser step takes the time that it took here on the CPU (--rollout)",)
-        basis = Basis(Costs(args.evaluate, args.rollout or _seconds_of_step(stage), 1e-9 / BANDWIDTH, args.fixed), law,
-                      (*notes, _ratios(law, "what simulations gave")))
     else:
-        raise UserError("plan: needs --measured RUN, or --evaluate SECONDS of one evaluation of a whole batch on one device")
+        notes = () if args.rollout else ("an optimiser step takes the time that it took here on the CPU (--rollout)",)
+        costs = Costs(args.evaluate or MIDDLE, args.rollout or _seconds_of_step(stage), 1e-9 / BANDWIDTH, args.fixed)
+        basis = Basis(costs, law, (*notes, _ratios(law, "what simulations gave")), measured=args.evaluate is not None)
     costs = basis.costs
     costs = replace(costs, evaluate=args.evaluate or costs.evaluate, rollout=args.rollout or costs.rollout,
                     byte=1e-9 / args.bandwidth if args.bandwidth else costs.byte)
     grows = ("the cloud stays as large as it begins: Gaussians that come on the way cost more",) if stage.scene.layout.N else ()
+    evaluation = f"{costs.evaluate:.3g} s for {plural(work.part(1), 'view')} on one device"
+    if not basis.measured:
+        evaluation = (f"nothing was measured: between {FAST:g} and {SLOW:g} s for {plural(work.part(1), 'view')} on one device "
+                      f"({PUBLISHED}), so no times are shown; --measured RUN or --evaluate SECONDS gives them")
     speed = f"messages at {1e-9 / costs.byte:.3g} GB/s (--bandwidth)" if costs.byte else "messages that cost no time"
     return replace(basis, costs=costs, assumed=(
-        f"{costs.evaluate:.3g} s for {work.part(1)} views on one device; {costs.rollout:.2g} s for an optimiser step; {speed}",
+        evaluation, f"{costs.rollout:.2g} s for an optimiser step; {speed}",
         *basis.assumed, *grows,
         f"{costs.fixed:.0%} of an evaluation does not depend on the number of views (--fixed), the rest is proportional to it",
         *ALWAYS))
@@ -119,8 +140,8 @@ def _measured(args: Namespace, work: Work, law: Law) -> Basis:
     ratio = records[-1]["tau"] / records[-1]["k"]
     source = f"through {ratio:.2f} of {folder.name} at {window.size}" if window.size > 1 else "what simulations gave"
     return Basis(costs.scaled(then, work), law, (
-        f"{folder.name} had window {window.size}, {window.shards} shards, {then.part(1)} views a step and {ranks} ranks "
-        "(--measured-ranks), on devices like those to come", _ratios(law, source)))
+        f"{folder.name} had window {window.size}, {plural(window.shards, 'shard')}, {plural(then.part(1), 'view')} a step and "
+        f"{plural(ranks, 'rank')} (--measured-ranks), on devices like those to come", _ratios(law, source)))
 
 
 def _ratios(law: Law, source: str) -> str:

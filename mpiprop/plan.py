@@ -7,11 +7,12 @@ nothing is run here; where the laws come from is told in tools/README.md, "Plann
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from math import ceil, inf
 
 FLOAT = 4  # bytes of a number
 SHOWN = 12  # rows of a table at most
+TIMES = {"h": 3600.0, "min": 60.0, "s": 1.0}
+SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Work:
     D: int
     L: int
     slots: int = 2  # moments of the optimiser
+    weights: int = 0  # bytes of the prior, on ranks that evaluate
 
     @property
     def message(self) -> int:
@@ -83,7 +85,7 @@ class Law:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run a stage, and what is predicted of it. Memory counts vectors of D and L numbers alone."""
+    """One way to run a stage, and what is predicted of it. Memory counts vectors of D and L numbers, and the prior."""
 
     ranks: int
     size: int
@@ -110,7 +112,7 @@ def sequential(work: Work, costs: Costs) -> Choice:
     """The base line: one rank, one step after another."""
     step = costs.evaluation(work) + costs.rollout
     return Choice(1, 1, 1, 1.0, work.T * step, 1.0, 1 - costs.rollout / step, costs.rollout / step, 0.0,
-                  _root_bytes(work, 1), 0, 0.0)
+                  root_bytes(work, 1) + work.weights, 0, 0.0)
 
 
 def predict(work: Work, costs: Costs, law: Law, size: int, groups: int, shards: int) -> Choice:
@@ -121,7 +123,7 @@ def predict(work: Work, costs: Costs, law: Law, size: int, groups: int, shards: 
     slide = sum(parts)
     seconds = work.T / ratio * slide
     return Choice(1 + groups * shards, size, shards, ratio, seconds, sequential(work, costs).seconds / seconds,
-                  *(part / slide for part in parts), _root_bytes(work, size), _worker_bytes(work, shards),
+                  *(part / slide for part in parts), root_bytes(work, size), worker_bytes(work, shards),
                   size * work.message / slide)
 
 
@@ -153,28 +155,59 @@ def observe(records: Sequence[Mapping], work: Work, size: int, shards: int, rank
     return Costs(evaluate, total["rollout_s"] / steps, byte, fixed), law.through(size, ratio) if size > 1 else law
 
 
-def table(found: Sequence[Choice]) -> str:
-    """The choices as an aligned table: the first is marked, the sequential one is always shown."""
-    shown = [choice for i, choice in enumerate(found) if i < SHOWN or choice.ranks == 1]
-    head = ("", "ranks", "window.size", "window.shards", "T/K", "time", "speed-up", "evaluate", "rollout", "transport",
-            "root GB", "worker GB", "root GB/s")
-    rows = [head, *(_row(choice, choice is found[0]) for choice in shown)]
+def worthwhile(found: Sequence[Choice]) -> list[Choice]:
+    """Of choices, the fastest first, those that no choice of as few ranks beats: what more ranks gain at best."""
+    kept: list[Choice] = []
+    for choice in found:
+        if not kept or choice.ranks < kept[-1].ranks:
+            kept.append(choice)
+    return kept
+
+
+def table(found: Sequence[Choice], slow: Sequence[Choice] = (), fast: Sequence[Choice] = ()) -> str:
+    """The worthwhile choices as an aligned table: the first is marked, the sequential one is always shown.
+
+    Where times are not known, the same choices are given for `slow` and `fast` evaluations, and what is shown is the range of
+    the speed-up instead of times.
+    """
+    kept = worthwhile(found)
+    shown = [choice for i, choice in enumerate(kept) if i < SHOWN or choice.ranks == 1]
+    ends = [{_way(choice): choice.speedup for choice in end} for end in (slow, fast)]
+    time, per = _unit([choice.seconds for choice in shown], TIMES)
+    memory, byte = _unit([choice.root_bytes for choice in shown] + [choice.worker_bytes for choice in shown], SIZES)
+    traffic, rate = _unit([choice.root_bytes_per_s for choice in shown], SIZES)
+    rows = [["", "ranks", "window.size", "window.shards", "T/K", "speed-up", "speed-up/rank",
+             "evaluate", "rollout", "transport", f"rank 0 ({memory})", f"worker ({memory})",
+             f"rank 0 ({traffic}/s)", f"time ({time})"]]
+    for choice in shown:
+        gains = sorted(end[_way(choice)] for end in ends if end) or [choice.speedup]
+        rows.append([
+            "best" if choice is found[0] else "sequential" if choice.ranks == 1 else "", str(choice.ranks), str(choice.size),
+            str(choice.shards), f"{choice.ratio:.2f}", "-".join(dict.fromkeys(f"{gain:.2f}" for gain in gains)),
+            "-".join(dict.fromkeys(f"{gain / choice.ranks:.0%}" for gain in gains)),
+            *(f"{share:.0%}" for share in (choice.evaluate, choice.rollout, choice.transport)),
+            _short(choice.root_bytes / byte), _short(choice.worker_bytes / byte) if choice.ranks > 1 else "-",
+            _short(choice.root_bytes_per_s / rate), _short(choice.seconds / per)])
+    if slow:  # shares of the time, traffic and times would be made up
+        rows = [row[:7] + row[10:12] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
-    return "\n".join(lines + [f"({left} slower ones: --json)" for left in [len(found) - len(shown)] if left])
+    if left := len(found) - len(shown):
+        lines.append(f"({left} more gain nothing over these, or come after the first {SHOWN}: --json)")
+    return "\n".join(lines)
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, with a decimal below a minute."""
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+def _way(choice: Choice) -> tuple[int, int, int]:
+    return choice.ranks, choice.size, choice.shards
 
 
-def _row(choice: Choice, best: bool) -> tuple[str, ...]:
-    note = "best" if best else "sequential" if choice.ranks == 1 else ""
-    shares = (f"{share:.0%}" for share in (choice.evaluate, choice.rollout, choice.transport))
-    return (note, str(choice.ranks), str(choice.size), str(choice.shards), f"{choice.ratio:.2f}", clock(choice.seconds),
-            f"{choice.speedup:.2f}", *shares, f"{choice.root_bytes / 1e9:.2f}", f"{choice.worker_bytes / 1e9:.2f}",
-            f"{choice.root_bytes_per_s / 1e9:.3f}")
+def _unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str, float]:
+    """The unit, of descending ones, in which the largest value is at least 1, and what it is."""
+    return next(((name, unit) for name, unit in units.items() if max(values) >= unit), list(units.items())[-1])
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def _shards(work: Work, workers: int) -> Iterator[int]:
@@ -192,11 +225,11 @@ def _halves(n: int) -> Iterator[int]:
         n //= 2
 
 
-def _root_bytes(work: Work, p: int) -> int:
+def root_bytes(work: Work, p: int) -> int:
     """Rank 0: thetas of this iteration and the next, drifts used and arriving, moments accepted and rolled out, the scene."""
     return FLOAT * ((2 * p + 2) * work.L + (2 * p + 2 * work.slots) * work.D + work.L + work.D)
 
 
-def _worker_bytes(work: Work, b: int) -> int:
-    """The first of a group: theta and gradient, and where it has help the sum and the other parts' gradients."""
-    return FLOAT * (work.L + work.D + (b * work.D if b > 1 else 0))
+def worker_bytes(work: Work, b: int) -> int:
+    """The first of a group: the prior, theta and gradient, and where it has help the sum and the other parts' gradients."""
+    return work.weights + FLOAT * (work.L + work.D + (b * work.D if b > 1 else 0))

@@ -57,6 +57,13 @@ class Stage:
                               term.penalties, term.densify))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name)
 
+    def weight_bytes(self) -> int:
+        """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model is not to be had."""
+        for term in self.config.terms:
+            if takes(term.guidance, "prior"):
+                self._prior(term.guidance)
+        return sum(prior.weight_bytes() for prior in self._priors.values())
+
     def rollout(self) -> Rollout:
         """h-dagger."""
         optimiser = build(self.config.optimiser, self.scene.layout)

@@ -8,7 +8,7 @@ import pytest
 
 from mpiprop.__main__ import dispatch
 from mpiprop.core.errors import UserError
-from mpiprop.plan import Costs, Law, Work, choices, observe, predict, rounds, sequential, table
+from mpiprop.plan import Costs, Law, Work, choices, observe, predict, rounds, sequential, table, worthwhile
 
 WORK = Work("coarse", T=1000, batches=(16,), D=1_000_000, L=1_200_000)
 IDEAL = Law()  # every step of a window is accepted
@@ -141,15 +141,67 @@ def test_plan_of_a_measured_run(run: Path, capsys: pytest.CaptureFixture) -> Non
     assert told["command"] == "mpirun -n 4 python -m mpiprop run toy stages.0.steps=1000 window.size=3 window.shards=1"
 
 
+def test_one_of_a_thing_is_told_in_the_singular(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert dispatch(["plan", "toy", "--ranks", "4", "--measured", str(run)]) == 0
+    assert " had window 3, 1 shard, 2 views a step and 4 ranks " in capsys.readouterr().out
+
+
 def test_plan_tells_a_table_and_its_assumptions(capsys: pytest.CaptureFixture) -> None:
     assert dispatch(["plan", "toy", "--ranks", "8", "--evaluate", "1", "--rollout", "0.01"]) == 0
     text = capsys.readouterr().out
     assert "best" in text and "sequential" in text and "assumed:\n  1 s for 2 views" in text and "2.5 GB/s" in text
+    assert "stage toy: 120 steps of 2 views, 5,680 trained numbers, plus 4,096 stored but not trained" in text
     assert text.splitlines()[-1].startswith("mpirun -n 8 python -m mpiprop run toy window.size=7")
 
 
+def test_what_more_ranks_gain_is_what_the_table_shows() -> None:
+    """No choice of as few ranks is as fast as one that is shown; every other has its better among them."""
+    found = choices(WORK, Costs(1.0, 0.02, 1e-9), Law(limit=9.0), 20)
+    kept = worthwhile(found)
+    assert sequential(WORK, Costs(1.0, 0.02, 1e-9)) in kept and len(kept) < len(found)
+    for choice in found:
+        better = [other for other in found if other.ranks <= choice.ranks and other.seconds < choice.seconds]
+        assert (choice in kept) != bool(better)
+    rows = [line.split() for line in table(found).splitlines()[1:-1]]
+    assert [float(row[-9]) for row in rows] == [float(f"{choice.speedup:.2f}") for choice in kept]
+
+
+def test_one_unit_for_a_column() -> None:
+    head, *rows, _ = table(choices(replace(WORK, weights=2 * 10**9), Costs(1.0), IDEAL, 8)).splitlines()
+    assert head.endswith("worker (GB)  rank 0 (MB/s)  time (min)")
+    one = next(row for row in rows if "sequential" in row).split()
+    assert float(one[-1]) == pytest.approx(1000 / 60, abs=0.06)
+    assert float(one[-4]) == pytest.approx(2 + 4e-9 * (5 * 1.2e6 + 7 * 1e6), abs=0.006), "one rank holds the prior, too"
+
+
+def test_the_prior_counts_on_ranks_that_evaluate() -> None:
+    bare, full = (predict(replace(WORK, weights=n), Costs(1.0), IDEAL, 7, 7, 1) for n in (0, 10**9))
+    assert (full.worker_bytes - bare.worker_bytes, full.root_bytes - bare.root_bytes) == (10**9, 0)
+
+
+def test_without_a_measurement_speed_ups_are_a_range_and_times_are_left_out(capsys: pytest.CaptureFixture) -> None:
+    assert dispatch(["plan", "toy", "--ranks", "8", "--rollout", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing was measured: between 0.3 and 3 s for 2 views" in text and "time (" not in text and "MB/s" not in text
+    assert text.splitlines()[-1].startswith("mpirun -n 8 python -m mpiprop run toy window.size=")
+    assert dispatch(["plan", "toy", "--ranks", "8", "--rollout", "0.1", "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)["stages"]
+    work = Work(**{**stage["work"], "batches": tuple(stage["work"]["batches"])})
+    ends = [predict(work, Costs(seconds, 0.1, 0.4e-9), Law.of("auto", "momentum"), 7, 7, 1).speedup for seconds in (3.0, 0.3)]
+    assert not stage["measured"] and f"{min(ends):.2f}-{max(ends):.2f}" in text
+
+
+def test_the_built_in_prior_is_in_a_worker_s_memory(capsys: pytest.CaptureFixture) -> None:
+    from mpiprop.priors.diffusion import StableDiffusion
+    assert dispatch(["plan", "demo", "--ranks", "2", "--evaluate", "1", "--rollout", "0.01", "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)["stages"]
+    prior = StableDiffusion("cpu")
+    held = sum(p.numel() * p.element_size() for part in (prior.unet, prior.vae) for p in part.parameters())
+    assert stage["work"]["weights"] == pytest.approx(held, rel=0.01) and held > 10**6
+
+
 @pytest.mark.parametrize("words, message", [
-    (["--ranks", "8"], "needs --measured RUN, or --evaluate"),
+    ([], "required: --ranks"),
     (["--ranks", "0", "--evaluate", "1"], "needs at least 1"),
     (["--ranks", "8", "--evaluate", "-1"], "--evaluate"),
     (["--ranks", "8", "--evaluate", "1", "--fixed", "2"], "--fixed"),
