@@ -62,7 +62,7 @@ class Stage:
         """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model is not to be had."""
         for term in self.config.terms:
             if takes(term.guidance, "prior"):
-                self._prior(term.guidance)
+                self.prior(term.guidance)
         return sum(prior.weight_bytes() for prior in self._priors.values())
 
     def rollout(self) -> Rollout:

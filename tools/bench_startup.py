@@ -11,7 +11,8 @@ from time import perf_counter
 
 COMMANDS = (
     "--help", "--version", "run --help", "run demo --help", "run --help all", "run --help window", "export --help",
-    "run dmeo", "run nothing.yaml", "run demo sed=3", "run demo stages.0.shape.levles=3", "run demo stages.0.shape.use=HashGird",
+    "run dmeo", "run nothing.yaml", "run demo sed=3", "run demo stages.0.shape.levles=3",
+    "run demo stages.0.shape.use=HashGird",
     "run demo --resmue", "exprot", "export nowhere", "inspect nowhere", "evaluate nowhere", "report nowhere",
     "plan nothing --ranks 8", "run demo/zero123 image=nowhere.png", "run demo from=nowhere")
 LOADED = "import sys; from mpiprop.__main__ import main; code = main(); sys.exit(100 * ('torch' in sys.modules) + code)"
