@@ -293,6 +293,6 @@ def test_help_and_version_everywhere(mpirun, capsys):
         with pytest.raises(SystemExit, match="0"):
             dispatch([command, "--help"])
         assert command in capsys.readouterr().out
-    told = mpirun(0, "run", "--help").stdout
+    told = mpirun(0, "run", "--help", "all").stdout
     for key in ("window.threshold", "stages.0.steps", "log2_table", "elevation_deg", "scale", "betas"):
         assert key in told
