@@ -172,7 +172,7 @@ def test_estimates_are_near_what_is_measured(name, tmp_path):
     """The peak of a short run in one process, its results included, is the estimate within 40 %; figures in tools/README.md."""
     words = ["run", name, "stages.0.steps=20", *(["stages.1.steps=5"] if "/" in name else [])]
     program = ("import re, sys; from mpiprop.__main__ import dispatch; code = dispatch(sys.argv[1:]); "
-               "kB = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]; "  # ru_maxrss counts the parent's, too
+               "kB = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]; "
                "print('peak', int(kB) * 1024); sys.exit(code)")
     done = subprocess.run(["python", "-c", program, *words, "--out", tmp_path / "run"], capture_output=True, text=True,
                           env=os.environ, timeout=300)
