@@ -119,10 +119,15 @@ def placed(path: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), "")
-        if isinstance(error, MemoryError) or "allocate memory" in first or "out of memory" in first:
+        if out_of_memory(error):
             raise UserError(f"{path}: does not fit into the memory here; lower its sizes") from error
+        first = next(iter(str(error).splitlines()), "")
         raise UserError(f"{path}: does not work with these values ({type(error).__name__}: {first})") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of the host or a GPU, does not suffice."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("allocate memory", "out of memory"))
 
 
 @cache

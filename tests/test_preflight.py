@@ -156,11 +156,14 @@ def test_the_tightest_control_group_counts(tmp_path, version):
 
 
 def test_what_does_not_fit_raises_while_memory_is_bounded():
-    with memory.bounded(100e6):
+    with memory.bounded("stages.1", 100e6):
         torch.zeros(1_000_000)
-        with pytest.raises(RuntimeError, match="allocate"):
-            torch.zeros(100_000_000)
-    torch.zeros(100_000_000)
+    with pytest.raises(UserError, match="stages.1: does not fit into the memory here"), memory.bounded("stages.1", 100e6):
+        torch.zeros(100_000_000)
+    with pytest.raises(RuntimeError, match="another"), memory.bounded("stages.1", 100e6):
+        raise RuntimeError("another")
+    with memory.bounded("stages.1", None):
+        torch.zeros(100_000_000)
 
 
 def test_sizes_read_like_sizes():

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import torch
 
+from ..components import out_of_memory
+from ..core.errors import UserError
+
 CGROUPS = Path("/sys/fs/cgroup")
 CLOSE, FAR = 0.85, 3  # estimates of so many times what there is are warned of, and refused
 
@@ -88,13 +91,23 @@ def gpu(device: torch.device) -> Pool:
 
 
 @contextmanager
-def bounded(count: float) -> Iterator[None]:
-    """Lets this process allocate no more than `count` bytes inside: what does not fit raises at once."""
+def bounded(path: str, count: float | None) -> Iterator[None]:
+    """Lets this process allocate no more than `count` bytes inside (None: as much as there is). Raises UserError, which begins
+    with `path`, for what does not fit.
+
+    A GPU's driver reserves more addresses than there is memory: None is for processes that use one.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
-    most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + int(count)
-    resource.setrlimit(resource.RLIMIT_AS, (most if before[0] == resource.RLIM_INFINITY else min(most, before[0]), before[1]))
+    if count is not None:
+        most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + int(count)
+        most = most if before[0] == resource.RLIM_INFINITY else min(most, before[0])
+        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"{path}: does not fit into the memory here; lower its sizes") from error
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
