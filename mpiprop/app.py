@@ -132,7 +132,7 @@ class Program:
 
         sweep(folder)
         if not goes_on:
-            for stale in ("done", "metrics.jsonl"):
+            for stale in ("done", "metrics.jsonl", "results.json", "cloud.ply"):
                 (folder / stale).unlink(missing_ok=True)
         if self.reference is not None:
             from .export.pictures import png

@@ -136,6 +136,9 @@ def test_what_was_made_is_said_in_plain_words_and_read_back(tmp_path: Path) -> N
         'the built-in judge names it "a red mug" in 3 of 12 views (similarity 0.40); to all of them together "a pink mug" is '
         "nearer"]
     assert next(Made(2, 0).lines()) == "mesh.glb: 2 faces, closed"
+    (tmp_path / "results.json").write_text('{"faces": 2}')
+    with pytest.raises(UserError, match="results.json"):
+        Made.read(tmp_path)
 
 
 def test_the_judge_is_asked_only_about_what_it_knows(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mpiprop.core.errors import UserError
 from mpiprop.export.files import atomic
 from mpiprop.report.judged import Judged
 
@@ -23,12 +24,16 @@ class Made:
 
     @classmethod
     def read(cls, folder: Path) -> "Made":
-        """What the run in `folder` wrote down at its end; nothing if it has not ended."""
+        """What the run in `folder` wrote down at its end; nothing if it has not ended. Raises UserError if the file is not what
+        `write` wrote."""
         path = folder / FILE
         if not path.is_file():
             return cls()
-        found = json.loads(path.read_text())
-        return cls(**found | {"judged": found["judged"] and Judged(**found["judged"])})
+        try:
+            found = json.loads(path.read_text())
+            return cls(**found | {"judged": found["judged"] and Judged(**found["judged"])})
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: is not what a run of this version wrote; move it away and run report again") from None
 
     def write(self, folder: Path) -> None:
         """Writes it down for `read`."""
