@@ -124,7 +124,7 @@ class Program:
         if difference := _difference(then, config.loads(text, "now")):
             raise UserError(f"{folder / 'window.h5'}: is of another configuration: {difference}; "
                             "give the same one, or another --out")
-        return [stage.name for stage in run.stages].index(found.stage), (folder / "done").exists()
+        return run.index(found.stage), (folder / "done").exists()
 
     def _put_down(self, folder: Path, text: str, goes_on: bool) -> None:
         """Puts the configuration and the picture into the run folder, and takes out what an earlier run left."""

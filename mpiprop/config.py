@@ -150,6 +150,10 @@ class Run:
         guidances = [term.guidance for stage in self.stages for term in stage.terms]
         return any(takes(node, "prompts") and not needs(node.part("prompts"), "reference") for node in guidances)
 
+    def index(self, name: str) -> int:
+        """The number of the stage of this name."""
+        return [stage.name for stage in self.stages].index(name)
+
     @property
     def nodes(self) -> list[Node]:
         """The outermost components of all stages."""

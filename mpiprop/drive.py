@@ -84,7 +84,7 @@ class Drive:
                                 "give from=RUN")
         else:
             then = config.parse(config.loads(found.config, "checkpoint"), str(path))
-            index = [one.name for one in then.stages].index(found.stage)
+            index = then.index(found.stage)
             theta = stage.begin(Stage(then, index, stage.device), found.window.x.theta, self.log.say)
             self.log.say(f"stage {stage.name} begins with stage {found.stage} of {path} at step {found.window.x.tau}")
         stage.scene.load(theta, 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import results, run_folder
-from .config import Run
+from .config import Run, Stage
 from .core.errors import UserError
 from .metrics.judge import Judge
 from .metrics.measures import Moments, frechet, measure
@@ -93,7 +93,7 @@ def _prompted(folder: Path, protocol: Protocol | None) -> Run:
 def _views(folder: Path, run: Run, judge: Judge) -> tuple[Subject, Tensor, Moments]:
     """The pictures that a run leaves at its end: their features, and what CLIP-FID compares."""
     features = judge.features([read(path) for path in sorted((folder / "views").glob("*.png"))])
-    return _subject(folder, run, len(run.stages) - 1, run.stages[-1].steps), features, Moments.of(features)
+    return _subject(folder, run, run.stages[-1], run.stages[-1].steps), features, Moments.of(features)
 
 
 def _rendered(folder: Path, run: Run, protocol: Protocol, judge: Judge, seed: int | None
@@ -108,12 +108,10 @@ def _rendered(folder: Path, run: Run, protocol: Protocol, judge: Judge, seed: in
         if seed is not None:
             crops = [crop for view, render in enumerate(renders, i) for crop in protocol.cut(render, view, seed)]
             cuts.append(Moments.of(judge.features(crops)))
-    index = [each.name for each in run.stages].index(stage.name)
-    return (_subject(folder, run, index, found.window.x.tau), torch.cat(features), reduce(add, cuts) if cuts else None)
+    return (_subject(folder, run, stage.config, found.window.x.tau), torch.cat(features), reduce(add, cuts) if cuts else None)
 
 
-def _subject(folder: Path, run: Run, index: int, step: int) -> Subject:
-    stage = run.stages[index]
+def _subject(folder: Path, run: Run, stage: Stage, step: int) -> Subject:
     return Subject(str(folder), run.name, run.seed, stage.window.size, stage.name, step, stage.steps,
                    (folder / "done").exists())
 

@@ -20,6 +20,7 @@ from .core.theta import Drift
 from .plan import Choice, Costs, Law, Work, choices, observe, table
 from .recipe import Stage
 from .report import RunSummary
+from .report.made import counted
 
 BANDWIDTH = 2.5  # GB/s where nothing is known: 25 Gb Ethernet
 FAST, MIDDLE, SLOW = 0.3, 1.0, 3.0  # seconds of an evaluation where nothing is known
@@ -56,7 +57,7 @@ def told(args: Namespace) -> str:
         best.append(found[0])
         parts.append({"work": asdict(work), "costs": asdict(basis.costs), "measured": basis.measured,
                       "assumed": (*basis.assumed, *weighed), "choices": [asdict(choice) for choice in found]})
-        texts += [f"stage {work.name}: {plural(work.T, 'step')} of {plural(work.part(1), 'view')}, {work.D:,} trained numbers"
+        texts += [f"stage {work.name}: {counted(work.T, 'step')} of {counted(work.part(1), 'view')}, {work.D:,} trained numbers"
                   + (f", plus {work.L - work.D:,} stored but not trained" if work.L > work.D else ""), table(found, *ends),
                   "assumed:", *(f"  {line}" for line in (*basis.assumed, *weighed)), ""]
     command = command_line(args.config, args.overrides, best)
@@ -77,11 +78,6 @@ def _weighed(stage: Stage, work: Work) -> tuple[Work, tuple[str, ...]]:
         return replace(work, weights=stage.weight_bytes()), ()
     except UserError as error:
         return work, (f"memory of a worker is without the prior's weights, which are not to be had here: {error}",)
-
-
-def plural(n: int, word: str) -> str:
-    """A number of things."""
-    return f"{n:,} {word}{'s' * (n != 1)}"
 
 
 def command_line(name: str, overrides: Sequence[str], best: Sequence[Choice]) -> str:
@@ -110,9 +106,10 @@ def _basis(args: Namespace, stage: Stage, work: Work) -> Basis:
     costs = replace(costs, evaluate=args.evaluate or costs.evaluate, rollout=args.rollout or costs.rollout,
                     byte=1e-9 / args.bandwidth if args.bandwidth else costs.byte)
     grows = ("the cloud stays as large as it begins: Gaussians that come on the way cost more",) if stage.scene.layout.N else ()
-    evaluation = f"{costs.evaluate:.3g} s for {plural(work.part(1), 'view')} on one device"
+    views = f"{counted(work.part(1), 'view')} on one device"
+    evaluation = f"{costs.evaluate:.3g} s for {views}"
     if not basis.measured:
-        evaluation = (f"nothing was measured: between {FAST:g} and {SLOW:g} s for {plural(work.part(1), 'view')} on one device "
+        evaluation = (f"nothing was measured: between {FAST:g} and {SLOW:g} s for {views} "
                       f"({PUBLISHED}), so no times are shown; --measured RUN or --evaluate SECONDS gives them")
     speed = f"messages at {1e-9 / costs.byte:.3g} GB/s (--bandwidth)" if costs.byte else "messages that cost no time"
     return replace(basis, costs=costs, assumed=(
@@ -140,8 +137,8 @@ def _measured(args: Namespace, work: Work, law: Law) -> Basis:
     ratio = records[-1]["tau"] / records[-1]["k"]
     source = f"through {ratio:.2f} of {folder.name} at {window.size}" if window.size > 1 else "what simulations gave"
     return Basis(costs.scaled(then, work), law, (
-        f"{folder.name} had window {window.size}, {plural(window.shards, 'shard')}, {plural(then.part(1), 'view')} a step and "
-        f"{plural(ranks, 'rank')} (--measured-ranks), on devices like those to come", _ratios(law, source)))
+        f"{folder.name} had window {window.size}, {counted(window.shards, 'shard')}, {counted(then.part(1), 'view')} a step "
+        f"and {counted(ranks, 'rank')} (--measured-ranks), on devices like those to come", _ratios(law, source)))
 
 
 def _ratios(law: Law, source: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import handover
-from .components import Node, build, takes
+from .components import Node, build, placed, takes
 from .config import Run
 from .conversion import plain
 from .core.errors import UserError, suggestion
@@ -128,10 +128,8 @@ class Stage:
             return None
         node = learning[0].part("lora")
         lora = build(node, self.prior(node if "prior" in node.keys else learning[0]), self.init)
-        try:
+        with placed(node.path):
             lora.check(self.prior(learning[0]))
-        except UserError as error:
-            raise UserError(f"{node.path}: {error}") from None
         return lora
 
     def _told(self, guidance: Node) -> Conditions:

@@ -33,8 +33,7 @@ def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence
         raise UserError(f"{folder}: has no checkpoint (window.h5) yet")
     torch.set_num_threads(max(run.threads, torch.get_num_threads()))
     found = checkpoint.load(folder / "window.h5", device)
-    index = [stage.name for stage in run.stages].index(found.stage)
-    return Stage(run, index, torch.device(device)), found
+    return Stage(run, run.index(found.stage), torch.device(device)), found
 
 
 def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None) -> Tensor:

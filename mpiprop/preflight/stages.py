@@ -68,7 +68,7 @@ def survey(run: Run, begin: int, device: torch.device, reference: Reference | No
     room = memory.host().free / BUILDING if device.type == "cpu" else None
     if other is not None:
         then = parse(loads(other.config, "checkpoint"), f"from={run.from_}")
-        before = Stage(then, [stage.name for stage in then.stages].index(other.stage), device)
+        before = Stage(then, then.index(other.stage), device)
     for index in range(begin, len(run.stages)):
         with memory.bounded(f"stages.{index}", room):
             stage = Stage(run, index, device, reference)
