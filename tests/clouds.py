@@ -3,8 +3,8 @@
 import torch
 import yaml
 
-from mpiprop import config
-from mpiprop.recipe import Stage
+from mpiprop.config import loader
+from mpiprop.run.stage import Stage
 
 STAGE = """
 prompt: a red ball
@@ -14,21 +14,21 @@ mesh: {resolution: 16}
 stages:
 - name: splats
   steps: 30
-  shape: {use: "shapes.gaussians:Gaussians", number: 60, ball: 0.5, opacity: 0.3, densify_every: 6, densify_until: 24,
+  shape: {use: "Gaussians", number: 60, ball: 0.5, opacity: 0.3, densify_every: 6, densify_until: 24,
           densify_gradient: 0.15, densify_size: 0.16, densify_most: 120, prune_opacity: 0.21, prune_size: 0.5, reset_every: 15,
           reset_opacity: 0.3}
-  material: {use: "shapes.materials:NoMaterial"}
-  background: {use: "shapes.backgrounds:Solid", random_prob: 0.5}
-  render: {use: "render.splat:Splat"}
+  material: {use: "NoMaterial"}
+  background: {use: "Solid", random_prob: 0.5}
+  render: {use: "Splat"}
   terms:
   - name: novel
-    views: {use: "views.samplers:Random", batch: 2, size: 10, distance: [1.6, 2.0], fovy_deg: [40, 60], eval_fovy_deg: 50}
+    views: {use: "Random", batch: 2, size: 10, distance: [1.6, 2.0], fovy_deg: [40, 60], eval_fovy_deg: 50}
     guidance:
-      use: "guidance.sds:SDS"
-      prior: {use: "priors.closed_form:ClosedForm", size: 8}
-      prompts: {use: "priors.prompts:Four"}
+      use: "SDS"
+      prior: {use: "ClosedForm", size: 8}
+      prompts: {use: "Four"}
       scale: 1.0
-  optimiser: {use: "picard.rollout:Adam", lr: {geometry: 0.03}, betas: [0.9, 0.999]}
+  optimiser: {use: "Adam", lr: {geometry: 0.03}, betas: [0.9, 0.999]}
 """
 
 
@@ -38,4 +38,4 @@ def stage(**changes) -> Stage:
     keys["stages"][0]["window"] = {name: changes.pop(name) for name in ("preset", "size", "threshold")
                                    if name in changes}
     keys["stages"][0]["shape"] |= changes
-    return Stage(config.parse(keys, "cloud"), 0, torch.device("cpu"))
+    return Stage(loader.parse(keys, "cloud"), 0, torch.device("cpu"))

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from mpiprop import checkpoint
-from mpiprop.checkpoint import Checkpoint
-from mpiprop.checkpoint_file import inspect
+from mpiprop.run import checkpoint
+from mpiprop.run.checkpoint import Checkpoint
+from mpiprop.run.checkpoint_file import inspect
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Layout, State, Theta
@@ -115,7 +115,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from test_checkpoint import window
-from mpiprop import checkpoint
+from mpiprop.run import checkpoint
 from mpiprop.core.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 try:

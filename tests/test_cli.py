@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Mpirun
 
-from mpiprop import config, manual
-from mpiprop.__main__ import dispatch, main, parsers
-from mpiprop.components import OWN
+from mpiprop.config import loader
+from mpiprop.cli import manual
+from mpiprop.cli.main import dispatch, main
+from mpiprop.cli.parser import parsers
+from mpiprop.config.components import OWN
 from mpiprop.core.errors import UserError
 
 MISTAKES = [
@@ -51,10 +53,10 @@ MISTAKES = [
 @pytest.mark.parametrize("files, words, message", MISTAKES, ids=[" ".join(words) for _, words, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_exit_2(monkeypatch, capfd, tmp_path, files, words, message) -> None:
     for name in files:
-        (tmp_path / name).write_text(config.resolved(config.load("toy")))
+        (tmp_path / name).write_text(loader.resolved(loader.load("toy")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no ffmpeg
-    monkeypatch.setattr("mpiprop.stop.listen", lambda words: None)  # this process is pytest's
+    monkeypatch.setattr("mpiprop.run.preemption.listen", lambda words: None)  # this process is pytest's
     monkeypatch.setattr(sys, "argv", ["mpiprop", *words])
     assert main() == 2
     out, err = capfd.readouterr()
@@ -64,7 +66,7 @@ def test_a_mistake_is_one_line_and_exit_2(monkeypatch, capfd, tmp_path, files, w
 
 QUICK = """
 import contextlib, io, sys
-from mpiprop.__main__ import dispatch
+from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
 for words in {commands}:
     with contextlib.suppress(UserError, SystemExit), contextlib.redirect_stdout(io.StringIO()):
@@ -93,7 +95,7 @@ def test_every_command_is_in_the_help_and_explains_itself(capsys) -> None:
 def test_the_short_help_of_run_has_examples_that_parse_and_every_configuration_in_a_line() -> None:
     page = manual.short()
     assert len(page.splitlines()) < 60 and max(map(len, page.splitlines())) < 132
-    for name in config.names():
+    for name in loader.names():
         (line,) = re.findall(rf"(?m)^  {re.escape(name)} .*", page)
         assert line.endswith(".") and manual.sentence(name) in line
     examples = [shlex.split(line.split("  in minutes")[0]) for line in page.splitlines()
@@ -101,20 +103,20 @@ def test_the_short_help_of_run_has_examples_that_parse_and_every_configuration_i
     assert len(examples) == 3
     for words in examples:
         args = parsers()["run"].read(words[words.index("run") + 1:])
-        config.load(args.config, args.overrides)
+        loader.load(args.config, args.overrides)
 
 
 def test_the_help_of_a_configuration_shows_the_values_that_it_runs_with() -> None:
     """Every line read back as an override gives the configuration itself."""
     overrides = ["prompt=a \"b\" $c 'd'", "window.size=3", "stages.1.window.size=2",
                  "stages.0.terms.0.guidance.t_max=[[0, 0.5], [9, 0.7]]"]
-    run, page = config.load("magic3d", overrides), manual.of("magic3d", overrides)
+    run, page = loader.load("magic3d", overrides), manual.of("magic3d", overrides)
     told = [shlex.split(line.strip().split("  ")[0])[0] for line in page.splitlines() if re.match(r"  '?[\w.]+=", line)]
     uses = [word for word in told if ".use=" in word]
     assert len(uses) == 2 * 5 + 2 * (2 + 2) and len(told) > 150
     words = [*uses, *(word for word in told if word not in uses)]
-    assert config.load("magic3d", [*overrides, *words]) == run
-    bare = config.load("magic3d", words)
+    assert loader.load("magic3d", [*overrides, *words]) == run
+    bare = loader.load("magic3d", words)
     assert bare == run
 
 
@@ -131,9 +133,9 @@ def test_the_manual_has_every_key_of_a_run_and_of_every_component() -> None:
 
 @pytest.mark.parametrize("word, part", [
     ("window", "  window.decay: number (default 0.9)"), ("run", "  seed: whole number (default 0)"),
-    ("stages", "  stages.0.terms.0.weight: "), ("shape", 'use: "shapes.dmtet:DMTet"'),
-    ("HashGrid", 'use: "shapes.hashgrid:HashGrid"'),
-    ("shapes.hashgrid:HashGrid", "  levels: whole number (default 16)")])
+    ("stages", "  stages.0.terms.0.weight: "), ("shape", 'use: "DMTet"'),
+    ("HashGrid", 'use: "HashGrid"'),
+    ("HashGrid", "  levels: whole number (default 16)")])
 def test_a_topic_is_a_section_of_the_manual(word: str, part: str) -> None:
     page = manual.answer([word])
     assert part in page and len(page) < len(manual.complete()) / 2

@@ -11,7 +11,7 @@ from clouds import STAGE
 from conftest import _kill
 from plyfile import PlyData
 
-from mpiprop.__main__ import dispatch
+from mpiprop.cli.main import dispatch
 
 
 def kept(folder: Path) -> tuple[bytes, ...]:
@@ -84,8 +84,8 @@ def test_what_a_run_of_a_cloud_leaves(setting, alone, capsys):
 
 
 @pytest.mark.parametrize("words, told", [
-    (["stages.0.material.use=shapes.materials:Diffuse"], "material: Gaussians have colours of their own"),
-    (["stages.0.optimiser={use: 'picard.rollout:Adam', between: log, lr: [[0, 0.1], [9, 0]]}"],
+    (["stages.0.material.use=Diffuse"], "material: Gaussians have colours of their own"),
+    (["stages.0.optimiser={use: 'Adam', between: log, lr: [[0, 0.1], [9, 0]]}"],
      "between: log needs values above 0")])
 def test_a_mistake_is_one_line(setting, tmp_path, capfd, words, told):
     assert dispatch(["run", str(setting), *words, "--out", str(tmp_path / "run")]) == 2

@@ -8,18 +8,18 @@ import pytest
 import torch
 from plyfile import PlyData
 
-from mpiprop import checkpoint
-from mpiprop.checkpoint import Checkpoint
-from mpiprop.core import lineage
+from mpiprop.run import checkpoint
+from mpiprop.run.checkpoint import Checkpoint
+from mpiprop.core import ancestry
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.core.theta import Drift, Layout, State, Theta
-from mpiprop.picard.rollout import Adam, Rollout
+from mpiprop.optim.rollout import Adam, Rollout
 from mpiprop.picard.window import distance
-from mpiprop.shapes.densify import SEEN, Densify, Rules, grown, pruned, reset, values
-from mpiprop.shapes.gaussians import ROWS, Gaussians, spacing
+from mpiprop.shapes.clouds.densify import SEEN, Densify, Rules, grown, pruned, reset, values
+from mpiprop.shapes.clouds.gaussians import ROWS, Gaussians, spacing
 from mpiprop.transport.base import Serial
-from mpiprop.transport.shared import Shared
+from mpiprop.transport.sharded import Shared
 
 from clouds import stage
 
@@ -32,7 +32,7 @@ def state(N: int, chosen=(), large=(), tau: int = 3) -> State:
     """N Gaussians of random numbers with averages, of whom those `chosen` have a large gradient and those `large` are large."""
     layout = Layout.of([(f"geometry.{name}", (N, *width), f"geometry.{name}") for name, width in WIDTHS.items()]
                        + [("background.colour", (5,), "background.colour")], N=N)
-    theta = Theta(normal(Streams(1, 0)("theta"), layout.L), layout, lineage.roots(N))
+    theta = Theta(normal(Streams(1, 0)("theta"), layout.L), layout, ancestry.roots(N))
     values(theta, "scale")[:] = log(0.1)
     values(theta, "scale")[list(large)] = log(0.4)
     seen = torch.cat([torch.zeros(N), torch.full((N,), 2.0)])
@@ -111,15 +111,15 @@ def test_who_is_gone_tells_nothing_and_who_descends_tells_what_it_can():
 def test_lineage_equals_a_search_through_the_family():
     """Random families over six rounds, against a walk from parent to parent."""
     rng = Streams(5, 0)
-    clouds, parent = [lineage.roots(12)], {i: None for i in range(12)}
+    clouds, parent = [ancestry.roots(12)], {i: None for i in range(12)}
     for tau in range(1, 7):
         ids = clouds[-1 if tau % 3 else 0]
         chosen = (uniform(rng(f"chosen{tau}"), len(ids)) < 0.4).nonzero()[:, 0]
         gone = uniform(rng(f"gone{tau}"), len(ids)) < 0.2
-        fresh = [lineage.born(ids[chosen], tau, child) for child in (1, 2)]
+        fresh = [ancestry.born(ids[chosen], tau, child) for child in (1, 2)]
         for each in fresh:
             parent |= dict(zip(each[:, 0].tolist(), ids[chosen, 0].tolist()))
-        clouds.append(lineage.joined([ids[~gone], *fresh]))
+        clouds.append(ancestry.joined([ids[~gone], *fresh]))
 
     def line(one):
         while one is not None:
@@ -135,7 +135,7 @@ def test_lineage_equals_a_search_through_the_family():
             cousins = [i for b in range(depth) for ancestor in line(one) for i, each in enumerate(lines)
                        if b < len(each) and each[b] == ancestor]
             expected.append((found + cousins + [-1])[0])
-        assert lineage.rows(wanted, there).tolist() == expected
+        assert ancestry.rows(wanted, there).tolist() == expected
 
 
 def test_pruning_keeps_one_and_a_reset_clears_averages_of_opacities_alone():
@@ -338,7 +338,7 @@ def test_a_fresh_cloud_is_that_of_dreamgaussian():
 
 
 def test_a_cloud_is_written_and_read_in_the_common_layout(tmp_path):
-    from mpiprop.export.files import write_cloud
+    from mpiprop.io.files import write_cloud
 
     shape = Gaussians(Streams(3, 0), number=7, degree=1)
     with torch.no_grad():

@@ -9,10 +9,10 @@ from typing import Literal, get_type_hints
 import pytest
 import yaml
 
-from mpiprop import components, config
-from mpiprop.components import OWN, Node, build, find, plugins
-from mpiprop.config import Run
-from mpiprop.conversion import convert
+from mpiprop.config import components, loader
+from mpiprop.config.components import MODULES, Node, build, find, plugins
+from mpiprop.config.loader import Run
+from mpiprop.config.conversion import convert
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Schedule
 
@@ -55,7 +55,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     site = tmp_path_factory.mktemp("site")
     for package, entries in {"parts": ["ball = test_config:Ball", "holder = test_config:Holder", "needy = needy:Thing",
                                        "function = test_config:function", "twice = test_config:Ball",
-                                       "guidance.sds:SDS = test_config:Ball"],
+                                       "SDS = test_config:Ball"],
                              "others": ["twice = test_config:Holder"]}.items():
         (site / f"{package}-1.dist-info").mkdir()
         (site / f"{package}-1.dist-info/METADATA").write_text(f"Name: {package}\nVersion: 1\n")
@@ -81,31 +81,31 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "small.yaml")
 
 
-@pytest.mark.parametrize("name", config.names())
+@pytest.mark.parametrize("name", loader.names())
 def test_every_configuration_that_ships_is_valid_and_survives_its_own_text(name: str, tmp_path: Path) -> None:
-    run = config.load(name)
-    (tmp_path / "config.yaml").write_text(config.resolved(run))
-    assert config.load(str(tmp_path / "config.yaml")) == run
-    assert config.resolved(config.load(str(tmp_path / "config.yaml"))) == config.resolved(run)
+    run = loader.load(name)
+    (tmp_path / "config.yaml").write_text(loader.resolved(run))
+    assert loader.load(str(tmp_path / "config.yaml")) == run
+    assert loader.resolved(loader.load(str(tmp_path / "config.yaml"))) == loader.resolved(run)
 
 
 def test_defaults_of_records_and_components_are_filled_in(path: str) -> None:
-    run = config.load(path)
+    run = loader.load(path)
     assert (run.seed, run.device, run.window.size, run.turntable.frames) == (0, "auto", 7, 60)
     assert run.stages[0].shape.keys == {"radius": 1.0, "colour": (1.0, 0.0, 0.0), "levels": 4, "lit": True,
                                         "label": None, "kind": "solid", "rate": 0.1}
-    text = config.resolved(run)
+    text = loader.resolved(run)
     assert "radius: 1.0" in text and "frames: 60" in text
 
 
 def test_the_order_of_keys_in_the_file_does_not_show(path: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(dict(reversed(TREE.items())), sort_keys=False))
-    one, other = (config.resolved(config.load(name, ["name=x"])) for name in (path, str(tmp_path / "other.yaml")))
+    one, other = (loader.resolved(loader.load(name, ["name=x"])) for name in (path, str(tmp_path / "other.yaml")))
     assert one == other
 
 
 def test_overrides_reach_any_depth_and_leave_the_rest(path: str) -> None:
-    run = config.load(path, ["stages.0.steps=20", "window.size=1", "stages.0.terms.0.guidance.ball.levels=9",
+    run = loader.load(path, ["stages.0.steps=20", "window.size=1", "stages.0.terms.0.guidance.ball.levels=9",
                              "stages.0.shape.rate=[[0, 1], [10, 2]]", "stages.0.terms.0.penalties.opaque=1e-3",
                              "mesh.threshold=5e-6", "seed=7"])
     stage = run.stages[0]
@@ -120,51 +120,51 @@ def test_overrides_reach_any_depth_and_leave_the_rest(path: str) -> None:
     "#1", " a ", "yes", "ein gr\u00fcner Pilz \U0001f344", "\x85\u2028\ufeff\x07", "!!python/object:os.system", "&a *a",
     "%", "@", "`", "x" * 500])
 def test_a_prompt_arrives_as_it_was_typed(path: str, prompt: str, tmp_path: Path) -> None:
-    run = config.load(path, [f"prompt={prompt}"])
+    run = loader.load(path, [f"prompt={prompt}"])
     assert run.prompt == prompt
-    (tmp_path / "config.yaml").write_text(config.resolved(run), encoding="utf-8", newline="")
-    assert config.load(str(tmp_path / "config.yaml")).prompt == prompt
+    (tmp_path / "config.yaml").write_text(loader.resolved(run), encoding="utf-8", newline="")
+    assert loader.load(str(tmp_path / "config.yaml")).prompt == prompt
 
 
 def test_a_stage_overrides_the_window_of_the_run_key_by_key(path: str, tmp_path: Path) -> None:
-    run = config.load(path, ["window.size=3", "window.decay=0.5", "stages.0.window.size=2"])
+    run = loader.load(path, ["window.size=3", "window.decay=0.5", "stages.0.window.size=2"])
     assert (run.stages[0].window.size, run.stages[0].window.decay) == (2, 0.5)
-    (tmp_path / "config.yaml").write_text(config.resolved(run))
-    again = config.load(str(tmp_path / "config.yaml"), ["window.decay=0.1", "window.size=9"])
+    (tmp_path / "config.yaml").write_text(loader.resolved(run))
+    again = loader.load(str(tmp_path / "config.yaml"), ["window.decay=0.1", "window.size=9"])
     assert (again.stages[0].window.size, again.stages[0].window.decay) == (2, 0.1)
 
 
 def test_the_preset_of_the_paper_completes_what_is_not_given(path: str, tmp_path: Path) -> None:
     """What is given beside the preset wins, for the run and for one stage; the resolved text is the same run."""
     published = "window.paper={threshold: 5.0e-5, aggregate: mean}"
-    paper = config.Window(preset="paper", threshold=5e-5, decay=0.9, aggregate="mean", predict="copy", reuse=False,
-                          compare="scene", paper=config.Published(5e-5, "mean"))
+    paper = loader.Window(preset="paper", threshold=5e-5, decay=0.9, aggregate="mean", predict="copy", reuse=False,
+                          compare="scene", paper=loader.Published(5e-5, "mean"))
     cases = {
-        (published,): config.Window(paper=paper.paper),
+        (published,): loader.Window(paper=paper.paper),
         (published, "window.preset=paper"): paper,
         (published, "stages.0.window.preset=paper"): paper,
         (published, "window.preset=paper", "window.threshold=1e-5", "window.size=3"): replace(paper, threshold=1e-5, size=3),
         (published, "window.preset=paper", "stages.0.window={decay: 0.5, reuse: true}"): replace(paper, decay=0.5, reuse=True),
-        (published, "window.preset=paper", "stages.0.window.preset=default"): config.Window(paper=paper.paper),
+        (published, "window.preset=paper", "stages.0.window.preset=default"): loader.Window(paper=paper.paper),
         ("window.preset=paper", "window.threshold=0"): replace(paper, threshold=0.0, aggregate="median", paper=None),
         ("window.preset=paper", "stages.0.window.paper={threshold: 5.0e-5, aggregate: mean}"): paper}
     for overrides, wanted in cases.items():
-        run = config.load(path, overrides)
+        run = loader.load(path, overrides)
         assert run.stages[0].window == wanted, overrides
-        (tmp_path / "config.yaml").write_text(config.resolved(run))
-        assert config.load(str(tmp_path / "config.yaml")) == run
+        (tmp_path / "config.yaml").write_text(loader.resolved(run))
+        assert loader.load(str(tmp_path / "config.yaml")) == run
 
 
 def test_aliases_in_a_file_are_separate_things(tmp_path: Path) -> None:
     text = yaml.safe_dump({**TREE, "stages": [STAGE, {**STAGE, "name": "second"}]})
     assert "&id" in text  # shared nodes were written as aliases
     (tmp_path / "two.yaml").write_text(text)
-    run = config.load(str(tmp_path / "two.yaml"), ["stages.0.shape.levels=9"])
+    run = loader.load(str(tmp_path / "two.yaml"), ["stages.0.shape.levels=9"])
     assert [stage.shape.keys["levels"] for stage in run.stages] == [9, 4]
 
 
 def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(path: str) -> None:
-    guidance = config.load(path).stages[0].terms[0].guidance
+    guidance = loader.load(path).stages[0].terms[0].guidance
     holder = build(guidance, build(guidance.part("ball"), "cpu"), must=5)
     assert (holder.ball.device, holder.ball.levels, holder.must, holder.spare) == ("cpu", 2, 5, None)
 
@@ -178,18 +178,18 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
     (["stages.0.terms.0.guidance.ball.levles=1"], "guidance.ball.levles: unknown key; did you mean 'levels'?"),
     (["stages.0.terms.0.guidance.spare.use=bal"], "spare.use: 'bal' is not a component of mpiprop or of an installed plug-in; "
      "did you mean 'ball'?"),
-    (["stages.0.shape.use=shapes.hashgird:HashGrid"], "stages.0.shape.use: 'shapes.hashgird:HashGrid' is not a component of "
-     "mpiprop or of an installed plug-in; did you mean 'shapes.hashgrid:HashGrid'?"),
-    (["stages.0.optimiser.use=picard.rollout:SDG"], "did you mean 'picard.rollout:SGD'?"),
+    (["stages.0.shape.use=HashGird"], "stages.0.shape.use: 'HashGird' is not a component of mpiprop or of an installed "
+     "plug-in; did you mean 'HashGrid'?"),
+    (["stages.0.optimiser.use=SDG"], "did you mean 'SGD'?"),
     (["stages.0.shape.use=subprocess:Popen"], "'subprocess:Popen' is not a component of mpiprop or of an installed plug-in"),
     (["stages.0.shape.use=test_config:Ball"], "'test_config:Ball' is not a component"),
     (["stages.0.shape.use=shapes.base:Shape"], "'shapes.base:Shape' is not a component"),
-    (["stages.0.shape.use=picard.rollout:SGD"], "stages.0.shape.use: picard.rollout:SGD is for 'optimiser', not for 'shape'; "),
+    (["stages.0.shape.use=SGD"], "stages.0.shape.use: SGD is for 'optimiser', not for 'shape'; "),
     (["stages.0.shape.use=needy"], "'needy' of the package parts does not load: ModuleNotFoundError: "),
     (["stages.0.shape.use=function"], "'function' of the package parts is test_config:function, which is not a class"),
     (["stages.0.shape.use=twice"], "'twice' is registered by several packages, others and parts: uninstall all but one"),
-    (["stages.0.shape.use=3"], "stages.0.shape: needs {use: module:Class, ...}, got {"),
-    (["stages.0.shape=null"], "stages.0.shape: needs {use: module:Class, ...}, got null"),
+    (["stages.0.shape.use=3"], "stages.0.shape: needs {use: NAME, ...}, got {"),
+    (["stages.0.shape=null"], "stages.0.shape: needs {use: NAME, ...}, got null"),
     (["stages.0.shape.levels=2.5"], "stages.0.shape.levels: needs whole number, got 2.5"),
     (["stages.0.shape.levels=true"], "stages.0.shape.levels: needs whole number, got True"),
     (["stages.0.shape.radius=.nan"], "stages.0.shape.radius: needs number, got nan"),
@@ -231,7 +231,7 @@ def test_build_gives_the_context_and_the_keys_and_drops_what_the_program_builds(
 ])
 def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        config.load(path, overrides)
+        loader.load(path, overrides)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -250,34 +250,34 @@ def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], me
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError) as error:
-        config.load(str(tmp_path / "bad.yaml"))
+        loader.load(str(tmp_path / "bad.yaml"))
     assert str(error.value).startswith(f"{tmp_path / 'bad.yaml'}: ") and message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_configuration_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^no-such-thing: no such configuration or file"):
-        config.load("no-such-thing")
+        loader.load("no-such-thing")
     with pytest.raises(UserError, match="no such configuration or file"):
-        config.load(str(tmp_path))
+        loader.load(str(tmp_path))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
-        config.load(str(tmp_path / "binary.yaml"))
+        loader.load(str(tmp_path / "binary.yaml"))
 
 
 def test_mistakes_of_a_constructor_say_where_it_stands(path: str) -> None:
-    shape = config.load(path, ["stages.0.shape.radius=-1"]).stages[0].shape
+    shape = loader.load(path, ["stages.0.shape.radius=-1"]).stages[0].shape
     with pytest.raises(UserError, match=r"^stages\.0\.shape: radius: needs more than 0$"):
         build(shape, "cpu")
     with pytest.raises(UserError, match=r"^stages\.0\.shape\.prior: missing; ball needs a component there"):
         shape.part("prior")
 
 
-@pytest.mark.parametrize("use", sum(OWN.values(), ()))
+@pytest.mark.parametrize("use", MODULES)
 def test_what_is_read_of_a_component_is_what_python_has(use: str) -> None:
     """Names, annotations, defaults and docs, read from the source, against those of the imported class."""
     component, cls = find(use), find(use).load()
-    assert f"{cls.__module__}:{cls.__name__}" == f"mpiprop.{use}"
+    assert (cls.__module__, cls.__name__) == (f"mpiprop.{MODULES[use]}", use)
     hints, every = get_type_hints(cls.__init__), inspect.signature(cls).parameters.values()
     assert component.keys == {p.name: (hints[p.name], MISSING if p.default is p.empty else p.default)
                               for p in every if p.kind is p.KEYWORD_ONLY}
@@ -286,8 +286,19 @@ def test_what_is_read_of_a_component_is_what_python_has(use: str) -> None:
     assert set(component.meanings) >= set(component.keys), "keys without a `name: text` line in the class's docstring"
 
 
+@pytest.mark.parametrize(("former", "use"), [("picard.rollout:Adam", "Adam"), ("shapes.cloud:Gaussians", None),
+                                             ("priors.prompts:Eight", "Eight")])
+def test_former_names_of_components_are_read(former: str, use: str | None) -> None:
+    """Configurations and checkpoints of version 0.1.0 name components by the modules that they were in."""
+    if use is None:
+        with pytest.raises(UserError, match="is not a component"):
+            convert(Node, {"use": former}, "x")
+    else:
+        assert convert(Node, {"use": former}, "x").use == use
+
+
 def test_a_plug_in_cannot_take_the_place_of_a_component_of_mpiprop() -> None:
-    assert "guidance.sds:SDS" not in components.plugins() and find("guidance.sds:SDS").load() is not Ball
+    assert "SDS" not in components.plugins() and find("SDS").load() is not Ball
 
 
 def test_numbers_become_what_the_annotation_says() -> None:
@@ -299,6 +310,6 @@ def test_numbers_become_what_the_annotation_says() -> None:
 
 
 def test_a_run_is_immutable() -> None:
-    run: Run = config.parse(TREE, "here")
+    run: Run = loader.parse(TREE, "here")
     with pytest.raises(AttributeError):
         run.seed = 3

@@ -12,9 +12,9 @@ from finished import flat
 from tiny_models import make
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core import sums
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 
 # By the list in the manual of torch.use_deterministic_algorithms, with the names that operations have inside torch. Not among
 # them: upsample_bilinear2d_backward, whose place another implementation takes on a GPU (torch.nn.functional.interpolate).
@@ -82,7 +82,7 @@ SYSTEMS = {  # shape's keys of each stage
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_steps_do_nothing_that_a_gpu_refuses(deterministic, tmp_path, name):
     """A step, an evaluation render and the surface of each stage, at its first and its last step."""
-    run = config.load(name)
+    run = loader.load(name)
     for i, keys in enumerate(SYSTEMS[name]):
         term = f"stages.{i}.terms.0."
         kind = "if" if "DeepFloyd" in run.stages[i].terms[0].guidance.part("prior").use else "sd"
@@ -93,7 +93,7 @@ def test_steps_do_nothing_that_a_gpu_refuses(deterministic, tmp_path, name):
                  **{f"stages.{i}.shape.{key}": value for key, value in keys.items()}}
         if "volume" in run.stages[i].render.use:
             given[f"stages.{i}.render.samples"] = 32
-        stage = Stage(config.load(name, [f"{key}={value}" for key, value in given.items()]), i, torch.device("cpu"))
+        stage = Stage(loader.load(name, [f"{key}={value}" for key, value in given.items()]), i, torch.device("cpu"))
         with Watch() as watch:
             unit, theta = stage.unit(stage.embeddings()), stage.scene.theta()
             drift, rollout = None, stage.rollout()

@@ -7,12 +7,12 @@ import torch
 import yaml
 from clouds import STAGE
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.guidance.reference import Likeness
-from mpiprop.recipe import Stage
-from mpiprop.shapes.backgrounds import Solid
+from mpiprop.run.stage import Stage
+from mpiprop.appearance.backgrounds import Solid
 from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Pose, Reference
 
@@ -36,7 +36,7 @@ def unit(*terms: dict):
     tree = yaml.safe_load(STAGE)
     (term,) = tree["stages"][0]["terms"]
     tree["stages"][0]["terms"] = [term | keys for keys in terms]
-    one = Stage(config.parse(tree, "cloud"), 0, torch.device("cpu"))
+    one = Stage(loader.parse(tree, "cloud"), 0, torch.device("cpu"))
     return one.unit(one.embeddings()), one.scene.theta()
 
 

@@ -15,14 +15,15 @@ from scipy.linalg import sqrtm
 from tiny_models import TOKENS, clip_tokenizer
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from mpiprop import checkpoint, config
-from mpiprop.__main__ import dispatch
+from mpiprop.run import checkpoint
+from mpiprop.config import loader
+from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.metrics import pictures, prompts, reference
 from mpiprop.metrics.judge import CHUNK, Judge
 from mpiprop.metrics.measures import Moments, frechet, measure, r_precision
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 from mpiprop.views.cameras import turntable
 
 SMALL = ["stages.0.steps=6", "turntable={frames: 2, size: 16}", "mesh.resolution=8", "preview.every_s=0"]
@@ -213,7 +214,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def renders(run: Path, views: int, elevation: float, size: int) -> Iterator[Image.Image]:
     """A run's newest state from even azimuths at an elevation (degrees), at its own evaluation distance and field of view."""
     kept = checkpoint.load(run / "window.h5").window.x.theta
-    stage = Stage(config.load(str(run / "config.yaml")), 0, torch.device("cpu"))
+    stage = Stage(loader.load(str(run / "config.yaml")), 0, torch.device("cpu"))
     like = stage.views[0].turntable(1, (1, 1))
     cameras = turntable(views, np.radians(elevation), like.distance.item(), like.fovy.item(), (size, size))
     for i in range(views):

@@ -16,8 +16,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from mpiprop.core.errors import RunError, UserError
-from mpiprop.export import files, pictures
-from mpiprop.export.mesh import Mesh, coloured, decimated, extract, finish, iso_surface, without_crumbs
+from mpiprop.io import files, pictures
+from mpiprop.io.mesh import Mesh, coloured, decimated, extract, finish, iso_surface, without_crumbs
 
 AXES = torch.tensor([0.6, 0.4, 0.25])  # of the ellipsoid
 ROOT = Path(__file__).parent.parent

@@ -8,11 +8,12 @@ import torch
 from PIL import Image, ImageDraw
 from tiny_models import make
 
-from mpiprop import checkpoint, config
-from mpiprop.app import main
+from mpiprop.run import checkpoint
+from mpiprop.config import loader
+from mpiprop.run.program import main
 from mpiprop.core import steps
 from mpiprop.core.steps import Streams
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 
 SMALL = ["stages.0.steps=2", "stages.0.terms.0.views.batch=2", "stages.0.terms.0.views.size=8", "stages.0.render.samples=32",
          "window.size=2", "preview.every_s=0", "turntable={frames: 2, size: 16}",
@@ -21,7 +22,7 @@ SMALL = ["stages.0.steps=2", "stages.0.terms.0.views.batch=2", "stages.0.terms.0
 
 @pytest.fixture(scope="module")
 def stage() -> Stage:
-    return Stage(config.load("dreamfusion"), 0, torch.device("cpu"))
+    return Stage(loader.load("dreamfusion"), 0, torch.device("cpu"))
 
 
 def test_dreamfusion_has_the_papers_parameters(stage):
@@ -47,7 +48,7 @@ def test_progressive_band(stage, tau, levels):
 
 def test_schedules_of_dreamfusion():
     for name, scale, elevation in (("dreamfusion", 20, (-10, 90)), ("dreamfusion-sd", 100, (-10, 45))):
-        run = config.load(name)
+        run = loader.load(name)
         (term,) = run.stages[0].terms
         orient = term.penalties["orient"]
         assert [steps.at(orient, tau) for tau in (0, 2500, 5000, 9999)] == [10, 505, 1000, 1000]
@@ -94,7 +95,7 @@ PUBLISHED = {  # of each stage: steps, batch, pixels, field of view, guidance sc
 @pytest.mark.parametrize("name, index", PUBLISHED)
 def test_stages_have_the_published_numbers(name, index):
     """Schedules at step 0 and behind their last knot; ProlificDreamer's first stage is in test_vsd.py."""
-    stage = config.load(name).stages[index]
+    stage = loader.load(name).stages[index]
     (term,) = stage.terms
     views, guidance, optimiser = term.views.keys, term.guidance.keys, stage.optimiser.keys
     found = (stage.steps, views["batch"], views["size"], views["fovy_deg"], guidance["scale"], guidance["weighting"],
@@ -115,7 +116,7 @@ TINY = {"HashGrid": {"log2_table": 10}, "SDF": {"log2_table": 10}, "DMTet": {"lo
 def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_path, name):
     """Two steps of each stage, hand-over included, with small grids, lattices and pictures: all else is the papers'."""
     keys = {"window.size": 2, "preview.every_s": 0, "turntable": "{frames: 1, size: 8}", "mesh": "{resolution: 8, texture: 16}"}
-    run = config.load(name)
+    run = loader.load(name)
     if not run.reads_prompt:
         keys["image"] = tmp_path / "disc.png"
         picture = Image.new("RGBA", (40, 40))
@@ -128,7 +129,7 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
             make(kind, folder)
         keys |= {f"stages.{i}.steps": 2, f"{term}guidance.prior.model": folder, f"{term}guidance.prior.variant": "null",
                  f"{term}views.batch": 1, f"{term}views.size": 8}
-        keys |= {f"stages.{i}.shape.{key}": value for key, value in TINY[stage.shape.use.partition(":")[2]].items()}
+        keys |= {f"stages.{i}.shape.{key}": value for key, value in TINY[stage.shape.use].items()}
         if stage.shape.keys.get("threshold") == 25.0:  # more than the first blob has, or two steps add
             keys[f"stages.{i}.shape.threshold"] = "auto"
         if "volume" in stage.render.use:

@@ -16,16 +16,17 @@ import yaml
 from finished import flat
 from PIL import Image as Pil
 
-from mpiprop import app, photograph
-from mpiprop.config import CONFIGS, Picture, load
+from mpiprop.run import program
+from mpiprop.io import photograph
+from mpiprop.config.loader import CONFIGS, Picture, load
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
-from mpiprop.guidance.penalties import PENALTIES
+from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.guidance.reference import Likeness
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 from mpiprop.render.volume import Volume
-from mpiprop.shapes.hashgrid import HashGrid
-from mpiprop.shapes.materials import Diffuse
+from mpiprop.shapes.fields.hashgrid import HashGrid
+from mpiprop.appearance.materials import Diffuse
 from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Pose, Reference
 from mpiprop.views.samplers import Reference as Camera
@@ -267,11 +268,11 @@ def config(tmp_path: Path) -> Path:
     tree = yaml.safe_load((CONFIGS / "toy.yaml").read_text())
     tree["reference"] = {"size": 24, "distance": 1.8, "fovy_deg": 50}
     (stage,) = tree["stages"]
-    stage |= {"steps": 24, "background": {"use": "shapes.backgrounds:Solid"}}
+    stage |= {"steps": 24, "background": {"use": "Solid"}}
     stage["shape"]["normal"] = "analytic"
     stage["terms"][0]["weight"] = 0.1
-    stage["terms"].append({"name": "reference", "views": {"use": "views.samplers:Reference", "size": [[0, 8], [12, 12]]},
-                           "guidance": {"use": "guidance.reference:Likeness"},
+    stage["terms"].append({"name": "reference", "views": {"use": "Reference", "size": [[0, 8], [12, 12]]},
+                           "guidance": {"use": "Likeness"},
                            "penalties": {"orient": 1, "normal_smooth": 8, "3d_normal_smooth": 8}})
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(tree))
     save(tmp_path / "card_rgba.png", card())
@@ -292,7 +293,7 @@ def test_two_terms_give_the_same_bits_for_every_window_and_number_of_ranks(mpiru
 def run(capsys: pytest.CaptureFixture, *words: object, out: Path | None = None, resume: bool = False) -> tuple[int, str]:
     """The exit code of a run in this process, and what it said."""
     config, *overrides = map(str, words)
-    code = app.main(config, [*overrides, *SMALL], out, resume)
+    code = program.main(config, [*overrides, *SMALL], out, resume)
     told = capsys.readouterr()
     return code, told.out + told.err
 

@@ -13,15 +13,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mpiprop import checkpoint
-from mpiprop.__main__ import dispatch
-from mpiprop.checkpoint import Checkpoint
+from mpiprop.run import checkpoint
+from mpiprop.cli.main import dispatch
+from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.core.errors import RunError
 from mpiprop.core.log import Log
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Drift, Layout, Theta
-from mpiprop.keeper import Keeper
-from mpiprop.picard import rollout, threshold
+from mpiprop.run.saver import Keeper
+from mpiprop.optim import rollout
+from mpiprop.picard import threshold
 from mpiprop.picard.pipelined import propel
 from mpiprop.picard.window import Window
 from mpiprop.transport.base import Serial

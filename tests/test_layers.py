@@ -10,17 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
-LAYERS = [("core",), ("stop",), ("components", "launch"), ("conversion",), ("config",), ("manual", "checkpoint_file"),
-          ("picard", "transport", "views"), ("shapes", "priors"),
-          ("render", "guidance"), ("scene",), ("unit",),
-          ("checkpoint", "export", "metrics", "photograph", "run_folder", "plan"),
-          ("handover", "report", "keeper"), ("recipe",), ("results", "forecast", "preflight"),
-          ("reporter", "evaluation"), ("drive",), ("app", "after"), ("__main__",)]
+LAYERS = [("core",), ("config",), ("geometry", "picard", "views"), ("optim", "transport"), ("priors", "shapes"),
+          ("appearance",), ("guidance", "render"), ("objective",), ("io", "metrics", "planning"), ("report",), ("run",),
+          ("cli",), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),
-    "h5py": ("checkpoint.py", "checkpoint_file.py"),
-    "yaml": ("config.py",),
+    "h5py": ("run/checkpoint.py", "run/checkpoint_file.py"),
+    "yaml": ("config/",),
     "jinja2": ("report/",),
     "diffusers": ("priors/",),
     "peft": ("priors/",),
@@ -31,14 +28,13 @@ DOORS = {
     "gsplat": ("render/",),
     "plyfile": ("shapes/",),
     "tinycudann": ("shapes/",),
-    "skimage": ("export/",),
-    "trimesh": ("shapes/",),
-    "peft": ("priors/",),
-    "xatlas": ("export/",),
-    "fast_simplification": ("export/",),
-    "scipy": ("shapes/", "export/"),
-    "PIL": ("export/", "metrics/", "photograph.py"),
-    "rembg": ("photograph.py",),
+    "skimage": ("io/",),
+    "trimesh": ("geometry/", "shapes/"),
+    "xatlas": ("io/",),
+    "fast_simplification": ("io/",),
+    "scipy": ("shapes/", "io/"),
+    "PIL": ("io/", "metrics/"),
+    "rembg": ("io/",),
 }
 HEAVY = set(DOORS) - {"mpi4py", "h5py", "yaml"} | {"accelerate", "matplotlib"}
 DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
@@ -93,7 +89,8 @@ def loaded(program: str) -> set[str]:
 
 def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
     """Every rank starts with this; models, meshes and pictures come with the call that needs them."""
-    packages = loaded("from mpiprop import app, config\nfor name in config.names(): config.load(name)")
+    packages = loaded("from mpiprop.config import loader\nfrom mpiprop.run import program\n"
+                      "for name in loader.names(): loader.load(name)")
     assert {"torch", "yaml"} <= packages and not HEAVY & packages
 
 

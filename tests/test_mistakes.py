@@ -9,12 +9,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from mpiprop import config
-from mpiprop.__main__ import main
+from mpiprop.config import loader
+from mpiprop.cli.main import main
 
 TERM, FINE, SPLAT = "stages.0.terms.0", "stages.1.terms.0", "demo/dreamgaussian"
-CLOSED = "{use: 'priors.closed_form:ClosedForm'}"
-HASHGRID = "{use: 'shapes.hashgrid:HashGrid', levels: 2, log2_table: 8}"
+CLOSED = "{use: 'ClosedForm'}"
+HASHGRID = "{use: 'HashGrid', levels: 2, log2_table: 8}"
 
 
 def run(*words: str) -> list[str]:
@@ -59,35 +59,35 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run(SPLAT, "stages.0.optimiser.lr.geometry.position=3"), "lr"),
     # components
     (run("toy", "stages.0.shape.use=subprocess:Popen"), "stages.0.shape.use: 'subprocess:Popen' is not a component of mpiprop"),
-    (run("toy", "stages.0.shape.use=shapes.hashgird:HashGrid"), "did you mean 'shapes.hashgrid:HashGrid'"),
+    (run("toy", "stages.0.shape.use=shapes.hashgird:HashGrid"), "did you mean 'HashGrid'"),
     (run("toy", "stages.0.shape.use=HashGrid"), "stages.0.shape.use"),
-    (run("toy", "stages.0.shape=HashGrid"), "stages.0.shape: needs {use: module:Class, ...}"),
-    (run("toy", "stages.0.shape={use: 'picard.rollout:Adam'}"), "stages.0.shape.use: picard.rollout:Adam is for 'optimiser'"),
-    (run("toy", "stages.0.optimiser={use: 'render.volume:Volume'}"), "stages.0.optimiser.use"),
-    (run("toy", "stages.0.background={use: 'shapes.materials:NoMaterial'}"), "is for 'material', not for"),
-    (run("toy", f"{TERM}.views={{use: 'guidance.sds:SDS'}}"), f"{TERM}.views.use: guidance.sds:SDS is for 'guidance'"),
-    (run("toy", f"{TERM}.guidance.prior={{use: 'views.samplers:Random'}}"), "views.samplers:Random is for 'views'"),
+    (run("toy", "stages.0.shape=HashGrid"), "stages.0.shape: needs {use: NAME, ...}"),
+    (run("toy", "stages.0.shape={use: 'Adam'}"), "stages.0.shape.use: Adam is for 'optimiser'"),
+    (run("toy", "stages.0.optimiser={use: 'Volume'}"), "stages.0.optimiser.use"),
+    (run("toy", "stages.0.background={use: 'NoMaterial'}"), "is for 'material', not for"),
+    (run("toy", f"{TERM}.views={{use: 'SDS'}}"), f"{TERM}.views.use: SDS is for 'guidance'"),
+    (run("toy", f"{TERM}.guidance.prior={{use: 'Random'}}"), "Random is for 'views'"),
     (run("toy", "stages.0.shape.backend=tcnn"), "stages.0.shape"),
-    (run("toy", "stages.0.render={use: 'render.mesh:Mesh'}"), "stages.0.render: render.mesh:Mesh draws surfaces"),
-    (run("toy", "stages.0.render={use: 'render.splat:Splat'}"), "stages.0.render: render.splat:Splat draws clouds"),
-    (run("demo/magic3d", "stages.1.render={use: 'render.volume:Volume'}"), "render.volume:Volume draws fields"),
-    (run(SPLAT, "stages.0.render={use: 'render.volume:Volume'}"), "use render.splat:Splat"),
+    (run("toy", "stages.0.render={use: 'Mesh'}"), "stages.0.render: Mesh draws surfaces"),
+    (run("toy", "stages.0.render={use: 'Splat'}"), "stages.0.render: Splat draws clouds"),
+    (run("demo/magic3d", "stages.1.render={use: 'Volume'}"), "Volume draws fields"),
+    (run(SPLAT, "stages.0.render={use: 'Volume'}"), "use Splat"),
     (run("demo/magic3d", "stages.1.render.backend=nvdiffrast"), "stages.1.render.backend: nvdiffrast needs the package"),
-    (run("toy", "stages.0.material={use: 'shapes.materials:Normals'}"), "stages.0.material: Normals shades by normals"),
+    (run("toy", "stages.0.material={use: 'Normals'}"), "stages.0.material: Normals shades by normals"),
     (run("demo", "stages.0.shape.normal=none", "stages.0.material.ambient_only_steps=10"), "set shape.normal"),
     (run("toy", f"{TERM}.penalties.sparsty=3"), "penalties.sparsty: unknown key; did you mean 'sparsity'"),
     (run("toy", f"{TERM}.penalties.orient=1"), f"{TERM}.penalties.orient: the shape has no normals"),
     (run("toy", f"{TERM}.penalties.eikonal=1"), f"{TERM}.penalties.eikonal: the shape is no signed distance"),
     (run("demo/magic3d", f"{FINE}.penalties.z_variance=1"), f"{FINE}.penalties.z_variance: the image has no samples"),
     (run("demo", f"{TERM}.penalties.laplacian=1"), f"{TERM}.penalties.laplacian: the image has no surface"),
-    (run("toy", f"{TERM}.guidance={{use: 'guidance.vsd:VSD', prior: {CLOSED}, prompts: {{use: 'priors.prompts:Four'}}}}"),
+    (run("toy", f"{TERM}.guidance={{use: 'VSD', prior: {CLOSED}, prompts: {{use: 'Four'}}}}"),
      f"{TERM}.guidance.lora: missing"),
-    (run("toy", f"{TERM}.guidance.prompts={{use: 'priors.mvdream:Cameras'}}"), "which this prior does not know"),
-    (run("demo", f"{TERM}.guidance.prior={{use: 'priors.mvdream:MVDream'}}"), "use priors.mvdream:Cameras"),
-    (run("demo", f"{TERM}.guidance.prior={{use: 'priors.mvdream:MVDream'}}", "window.shards=2",
-         f"{TERM}.guidance.prompts={{use: 'priors.mvdream:Cameras'}}", f"{TERM}.views.group=4"), "give a multiple of 8"),
-    (run("demo", f"{TERM}.guidance.prior={{use: 'priors.mvdream:MVDream'}}",
-         f"{TERM}.guidance.prompts={{use: 'priors.mvdream:Cameras'}}"), f"{TERM}.views.group: the prior denoises 4"),
+    (run("toy", f"{TERM}.guidance.prompts={{use: 'Cameras'}}"), "which this prior does not know"),
+    (run("demo", f"{TERM}.guidance.prior={{use: 'MVDream'}}"), "use Cameras"),
+    (run("demo", f"{TERM}.guidance.prior={{use: 'MVDream'}}", "window.shards=2",
+         f"{TERM}.guidance.prompts={{use: 'Cameras'}}", f"{TERM}.views.group=4"), "give a multiple of 8"),
+    (run("demo", f"{TERM}.guidance.prior={{use: 'MVDream'}}",
+         f"{TERM}.guidance.prompts={{use: 'Cameras'}}"), f"{TERM}.views.group: the prior denoises 4"),
     (run("demo", f"{TERM}.views.group=3"), "a batch of 4 at step 0 is not made of groups of 3"),
     # models, in whatever stage
     (run("demo", f"{TERM}.guidance.prior.model=nobody/nothing"), "nobody/nothing"),
@@ -107,7 +107,7 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run("demo/zero123", "image=clear.png"), "image=clear.png: there is nothing in it"),
     (run("demo/zero123", "image=opaque.png"), "image=opaque.png: has a background and no transparency"),
     (run("demo/zero123", "image=picture.png", "stages.0.terms.1.guidance.depth=1"), "depth: there is no picture of it beside"),
-    (run("demo/zero123", "image=picture.png", "stages.0.terms.1.views.use=views.samplers:Random"), "views"),
+    (run("demo/zero123", "image=picture.png", "stages.0.terms.1.views.use=Random"), "views"),
     # sizes
     (run("demo", "mesh.resolution=100000"), "lower mesh.resolution"),
     (run("demo", "mesh.texture=9000"), "mesh.texture: needs a number in [0, 8192]"),
@@ -138,10 +138,10 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run("toy", f"{TERM}.views.distance=[-1, 2]"), f"{TERM}.views: distance [-1.0, 2.0]"),
     # stages that do not follow one another
     (run("texture.yaml"), "stages.0.shape: begins with the shape of a stage before it"),
-    (run("demo/magic3d", f"stages.1.shape={HASHGRID}", "stages.1.render={use: 'render.volume:Volume'}",
+    (run("demo/magic3d", f"stages.1.shape={HASHGRID}", "stages.1.render={use: 'Volume'}",
          f"{FINE}.penalties={{}}"), "stages.1.shape: this stage's shape, a HashGrid, is laid out otherwise"),
     (run("demo/magic3d", "stages.1.shape.levels=3"), "stages.1.shape: shape.inherit_texture: the previous stage's texture"),
-    (run(SPLAT, "stages.1.shape={use: 'shapes.dmtet:DMTet', resolution: 16}"), "a DMTet cannot begin with a Gaussians"),
+    (run(SPLAT, "stages.1.shape={use: 'DMTet', resolution: 16}"), "a DMTet cannot begin with a Gaussians"),
     (run("demo", "from=nowhere"), "from=nowhere: no run folder with a window.h5"),
     (run("demo", "from=damaged"), "damaged"),
     # where it goes
@@ -174,12 +174,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("full", "damaged"):
         (folder / name).mkdir()
         (folder / name / "window.h5").write_text("no checkpoint")
-    tree = config.read("demo/magic3d")
+    tree = loader.read("demo/magic3d")
     third = {**tree["stages"][1], "name": "third"}
     third["terms"] = [{**third["terms"][0], "guidance": {**third["terms"][0]["guidance"], "prior": {
-        "use": "priors.diffusion:StableDiffusion", "model": "empty"}}}]
+        "use": "StableDiffusion", "model": "empty"}}}]
     (folder / "three.yaml").write_text(yaml.safe_dump({**tree, "stages": [*tree["stages"], third]}))
-    tree = config.read(SPLAT)
+    tree = loader.read(SPLAT)
     (folder / "texture.yaml").write_text(yaml.safe_dump({**tree, "stages": tree["stages"][1:]}))
     return folder
 

@@ -10,7 +10,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.render.volume import Volume
 from mpiprop.shapes.base import Steps
-from mpiprop.shapes.sdf import SDF, grazing
+from mpiprop.shapes.fields.sdf import SDF, grazing
 from mpiprop.views.cameras import Views, look_at
 
 SMALL = dict(levels=4, log2_table=10, base_resolution=4, growth=1.7, hidden=16, start_level=4)

@@ -67,8 +67,8 @@ def test_a_wheel_holds_every_module_configuration_and_weight_and_works_anywhere(
              if path.is_file() and "__pycache__" not in path.parts and (folder == "mpiprop" or path.suffix == ".yaml")}
     assert held == {str(path) if path.parts[0] == "mpiprop" else f"mpiprop/{path}" for path in files}
 
-    program = "from mpiprop import __version__, config; [config.load(name) for name in config.names()]; " \
-              "print(config.CONFIGS, __version__, *config.names())"
+    program = "from mpiprop import __version__; from mpiprop.config import loader; " \
+              "[loader.load(name) for name in loader.names()]; print(loader.CONFIGS, __version__, *loader.names())"
     said = subprocess.check_output([sys.executable, "-c", program], text=True, cwd=tmp_path,
                                    env=os.environ | {"PYTHONPATH": str(away)}).split()
     names = sorted(path.relative_to(ROOT / "configs").with_suffix("").as_posix()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mpiprop.__main__ import dispatch
+from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
-from mpiprop.plan import Costs, Law, Work, choices, observe, predict, rounds, sequential, table, worthwhile
+from mpiprop.planning.laws import Costs, Law, Work, choices, observe, predict, rounds, sequential, table, worthwhile
 
 WORK = Work("coarse", T=1000, batches=(16,), D=1_000_000, L=1_200_000)
 IDEAL = Law()  # every step of a window is accepted
@@ -123,8 +123,8 @@ def test_costs_of_another_batch() -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A folder as toy leaves it on 4 ranks: an evaluation of 2 s, a T/K of 2.5."""
-    from mpiprop import config
-    (tmp_path / "config.yaml").write_text(config.resolved(config.load("toy", ["window.size=3"])))
+    from mpiprop.config import loader
+    (tmp_path / "config.yaml").write_text(loader.resolved(loader.load("toy", ["window.size=3"])))
     slides = [{"stage": "toy", "tau": 5 * k // 2, "k": k, "stride": 2, "e": 0.1, "errors": [0.0] * 3, "seconds": 2.2,
                "evaluations": 3, "evaluate_s": 2.0, "rollout_s": 0.03, "transport_s": 0.15} for k in range(1, 41)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(slide) + "\n" for slide in slides))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.guidance.sds import SDS
@@ -19,7 +19,7 @@ from mpiprop.priors.lora import Lora
 from mpiprop.priors.mvdream import Cameras, Joined, MVDream
 from mpiprop.priors.prompts import Plain, Prompts
 from mpiprop.priors.zero123 import FromPicture, Zero123
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Reference
 from mpiprop.views.samplers import Random
@@ -250,9 +250,9 @@ def test_groups_of_cameras_stand_at_right_angles():
 def test_groups_are_evaluated_in_parts_that_add_up(folders):
     """Two groups of four views on two ranks of a group of workers; four views alone cannot be shared."""
     term, toy = "stages.0.terms.0.", ["stages.0.shape.levels=2", "stages.0.render.samples=8", "prompt=a red chair"]
-    told = [*toy, f"{term}views.batch=8", f"{term}views.group=4", f"{term}guidance.prompts={{use: 'priors.mvdream:Cameras'}}",
-            f"{term}guidance.prior={{use: 'priors.mvdream:MVDream', model: {folders['mvdream']}, resolution: 16}}"]
-    stage = Stage(config.load("toy", told), 0, torch.device("cpu"))
+    told = [*toy, f"{term}views.batch=8", f"{term}views.group=4", f"{term}guidance.prompts={{use: 'Cameras'}}",
+            f"{term}guidance.prior={{use: 'MVDream', model: {folders['mvdream']}, resolution: 16}}"]
+    stage = Stage(loader.load("toy", told), 0, torch.device("cpu"))
     unit, theta = stage.unit(pickle.loads(pickle.dumps(stage.embeddings()))), stage.scene.theta()
     whole = unit(theta, 5).grad.clone()
     parts = sum(unit(theta, 5, part, 2).grad.clone() for part in range(2))
@@ -337,7 +337,7 @@ def test_models_of_another_kind_are_refused(folders):
     assert "give an MVDream" in error(mvdream(folders["sd"]).verify)
     four, pose = mvdream(folders["mvdream"]), zero123(folders["zero123"])
     text = StableDiffusion("cpu", model=str(folders["sd"]))
-    assert "priors.mvdream:Cameras" in error(Plain().encode, four, "a chair")
+    assert "Cameras" in error(Plain().encode, four, "a chair")
     assert "does not know" in error(Cameras().encode, text, "a chair")
     assert "does not look at" in error(FromPicture(picture()).encode, text, "a chair")
     assert "reads no text" in error(Plain().encode, pose, "a chair")

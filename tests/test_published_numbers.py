@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpiprop import config
+from mpiprop.config import loader
 
 # DreamPropeller (arXiv 2311.17082): tables 3 and 4, first threshold (x 1e-6) and aggregate; p = 7 and gamma = 0.9 in all.
 # dreamfusion-sd is in no table: its value is that of the authors' released configuration.
@@ -12,22 +12,22 @@ WINDOWS = {"dreamfusion": (5, "median"), "dreamfusion-sd": (30, "median"), "magi
            "dreamgaussian-image": (500, "median")}
 
 
-@pytest.mark.parametrize("name", [name for name in config.names() if name not in ("demo", "toy")])
+@pytest.mark.parametrize("name", [name for name in loader.names() if name not in ("demo", "toy")])
 def test_the_preset_of_the_paper_is_algorithm_2_with_the_published_threshold(name):
     """Demos have the values of the system whose structure they have."""
     e, aggregate = WINDOWS[name.removeprefix("demo/")]
-    run = config.load(name, ["window.preset=paper"])
+    run = loader.load(name, ["window.preset=paper"])
     for stage in run.stages:
         window = stage.window
         assert (window.threshold, window.aggregate, window.decay) == (pytest.approx(e * 1e-6), aggregate, 0.9)
         assert (window.size, window.predict, window.reuse, window.compare) == (7, "copy", False, "scene")
-    for stage in config.load(name).stages:  # the default is another
+    for stage in loader.load(name).stages:  # the default is another
         assert (stage.window.threshold, stage.window.predict, stage.window.reuse) == ("auto", "momentum", True)
 
 
 def test_textmesh_is_threestudios_neus():
     """Annealed over the whole run; steps of the differences as the grids come into use."""
-    (stage,) = config.load("textmesh").stages
+    (stage,) = loader.load("textmesh").stages
     shape = stage.shape.keys
     assert (shape["density"], shape["cosine_anneal"], stage.steps) == ("neus", 10_000, 10_000)
     assert (shape["normal"], shape["normal_step"], shape["variance"]) == ("finite_difference", "progressive", 0.3)
@@ -35,7 +35,7 @@ def test_textmesh_is_threestudios_neus():
 
 
 def test_prolificdreamer_uses_all_grids_from_the_start():
-    coarse, _, texture = config.load("prolificdreamer").stages
+    coarse, _, texture = loader.load("prolificdreamer").stages
     assert coarse.shape.keys["start_level"] >= coarse.shape.keys["levels"] == 16
     assert coarse.shape.keys["occupancy_decay"] == 0.85 and coarse.shape.keys["normal"] == "none"
     for stage in (coarse, texture):
@@ -43,7 +43,7 @@ def test_prolificdreamer_uses_all_grids_from_the_start():
 
 
 def test_zero123s_rays_have_threestudios_error():
-    novel, picture = config.load("zero123").stages[0].terms
+    novel, picture = loader.load("zero123").stages[0].terms
     assert picture.views.keys["noise"] == 2e-3
     assert picture.views.keys["size"] == ((0, 128), (600, 256), (900, 512))
     assert (novel.guidance.keys["scale"], novel.guidance.keys["cfg"], novel.weight) == (3, "B", 0.1)
@@ -51,7 +51,7 @@ def test_zero123s_rays_have_threestudios_error():
 
 @pytest.mark.parametrize("name", ["dreamgaussian", "dreamgaussian-image", "zero123-gaussians"])
 def test_dreamgaussians_backgrounds_are_white_or_black_and_only_novel_views_densify(name):
-    stages = config.load(name).stages
+    stages = loader.load(name).stages
     background = stages[0].background.keys
     assert (background["colour"], background["invert_prob"], background["random_prob"]) == ((1, 1, 1), 0.5, 0)
     assert {term.name: term.densify for term in stages[0].terms}.items() <= {"novel": True, "reference": False}.items()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpiprop.__main__ import parsers
+from mpiprop.cli.parser import parsers
 from tools.rehearsal import oracles, packages
 from tools.rehearsal.book import Section, apart, largest
 from tools.rehearse_gpu import Rehearsal

@@ -5,7 +5,7 @@ import torch
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
-from mpiprop.guidance.penalties import PENALTIES
+from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.render.volume import Volume, composite_weights
 from mpiprop.shapes.base import Field, Values
 from mpiprop.views.cameras import Image, Samples, orbit

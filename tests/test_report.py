@@ -14,9 +14,9 @@ import torch
 
 from mpiprop import report
 from mpiprop.core.errors import UserError
-from mpiprop.export import files, pictures
-from mpiprop.export.mesh import Mesh
-from mpiprop.guidance.penalties import PENALTIES
+from mpiprop.io import files, pictures
+from mpiprop.io.mesh import Mesh
+from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.guidance.reference import LOSSES
 from mpiprop.report import charts
 from mpiprop.report.judged import Judged, judge

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpiprop import config, results
-from mpiprop.recipe import Stage
-from mpiprop.reporter import eta
+from mpiprop.config import loader
+from mpiprop.run import outputs
+from mpiprop.run.stage import Stage
+from mpiprop.run.progress import eta
 
 
 @pytest.fixture
 def stage() -> Stage:
     """Gaussians, seen from a distance of 2.1 with a field of view of 50 degrees, 15 degrees above."""
-    return Stage(config.load("demo/dreamgaussian", ["stages.0.shape.number=400"]), 0, torch.device("cpu"))
+    return Stage(loader.load("demo/dreamgaussian", ["stages.0.shape.number=400"]), 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("height", [0.3, 0.8, 0.9, 1.1, 5.0])
@@ -29,12 +30,12 @@ def test_cameras_move_back_until_all_of_the_object_is_seen(stage: Stage, height:
         shape.scale.fill_(math.log(0.02))
         shape.opacity.fill_(6.0)
     elevation, fovy, distance = math.radians(15), math.radians(50), 2.1
-    edge = math.tan(fovy / 2) * (1 - 1 / results.PROBE)  # the middle of the last pixels
+    edge = math.tan(fovy / 2) * (1 - 1 / outputs.PROBE)  # the middle of the last pixels
 
     def fits(factor: float) -> bool:
         return height * math.cos(elevation) / (distance * factor - height * math.sin(elevation)) < edge
-    fitting = [factor for factor in results.FARTHER if fits(factor) and factor * distance > height]
-    assert results.farther(stage, theta, 3) == (fitting or [results.FARTHER[-1]])[0]
+    fitting = [factor for factor in outputs.FARTHER if fits(factor) and factor * distance > height]
+    assert outputs.farther(stage, theta, 3) == (fitting or [outputs.FARTHER[-1]])[0]
     views = stage.views[0].turntable(3, (8, 8)).farther(1.5)
     torch.testing.assert_close(views.c2w[:, :3, 3].norm(dim=-1), torch.full((3,), 1.5 * distance))
 

@@ -6,7 +6,7 @@ import torch
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Drift, Layout, Theta
-from mpiprop.picard.rollout import SGD, Adam, AdamW, Adan, Rollout
+from mpiprop.optim.rollout import SGD, Adam, AdamW, Adan, Rollout
 
 D = 1000
 LAYOUT = Layout.of([("w", (20, 40), "a"), ("b", (200,), "c")], [("rides", (7,))])

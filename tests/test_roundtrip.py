@@ -1,12 +1,12 @@
 """A texture that is baked, written, read by another program and rendered shows what its source shows."""
 
 from mpiprop.core.steps import Streams
-from mpiprop.export.mesh import extract
+from mpiprop.io.mesh import extract
 from mpiprop.render.mesh import Mesh
-from mpiprop.scene import Scene
-from mpiprop.shapes.backgrounds import Solid
-from mpiprop.shapes.dmtet import DMTet
-from mpiprop.shapes.materials import NoMaterial
+from mpiprop.objective.scene import Scene
+from mpiprop.appearance.backgrounds import Solid
+from mpiprop.shapes.surfaces.dmtet import DMTet
+from mpiprop.appearance.materials import NoMaterial
 from mpiprop.views.cameras import turntable
 from tools.roundtrip import losses, psnr, shown
 

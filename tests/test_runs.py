@@ -14,7 +14,7 @@ import pytest
 import yaml
 from finished import flat
 
-from mpiprop.__main__ import dispatch, main
+from mpiprop.cli.main import dispatch, main
 
 STEPS = "stages.0.steps=60"
 

@@ -5,10 +5,10 @@ import torch
 
 from mpiprop.core.steps import Streams
 from mpiprop.render.volume import Volume
-from mpiprop.scene import Scene
-from mpiprop.shapes.backgrounds import NeuralEnvironment, Solid
-from mpiprop.shapes.hashgrid import HashGrid
-from mpiprop.shapes.materials import Diffuse
+from mpiprop.objective.scene import Scene
+from mpiprop.appearance.backgrounds import NeuralEnvironment, Solid
+from mpiprop.shapes.fields.hashgrid import HashGrid
+from mpiprop.appearance.materials import Diffuse
 from mpiprop.views.samplers import Random
 
 SMALL = dict(radius=1.0, levels=4, log2_table=9, base_resolution=4, growth=1.7, hidden=16, start_level=2, start_step=10,

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mpiprop.core.steps import Streams
-from mpiprop.shapes.backgrounds import NeuralEnvironment, Solid, harmonics
-from mpiprop.shapes.encoding import HashEncoding, pyramid
-from mpiprop.shapes.hashgrid import HashGrid
-from mpiprop.shapes.materials import Diffuse, NoMaterial
-from mpiprop.shapes.networks import MLP, trunc_exp
+from mpiprop.appearance.backgrounds import NeuralEnvironment, Solid, harmonics
+from mpiprop.shapes.fields.encoding import HashEncoding, pyramid
+from mpiprop.shapes.fields.hashgrid import HashGrid
+from mpiprop.appearance.materials import Diffuse, NoMaterial
+from mpiprop.shapes.fields.networks import MLP, trunc_exp
 
 RNG = Streams(0, 0)
 SMALL = dict(levels=4, log2_table=9, base_resolution=4, growth=1.7, hidden=16, start_level=4)
@@ -79,7 +79,7 @@ def test_hashes_agree_with_unsigned_arithmetic_at_the_papers_scale():
 def test_many_chunks_are_the_same_as_one(monkeypatch):
     code, x = encoding(), points()
     whole = code(x.T)
-    monkeypatch.setattr("mpiprop.shapes.encoding.CHUNK", 7)
+    monkeypatch.setattr("mpiprop.shapes.fields.encoding.CHUNK", 7)
     torch.testing.assert_close(code(x.T), whole, rtol=0, atol=0)
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from finished import flat
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core.theta import Theta
-from mpiprop.recipe import Stage
-from mpiprop.transport.shared import Shared
+from mpiprop.run.stage import Stage
+from mpiprop.transport.sharded import Shared
 
 TOY = ("run", "toy", "stages.0.steps=40", "turntable.frames=2", "mesh.resolution=16", "preview.every_s=0")
 
@@ -32,7 +32,7 @@ def alone(tmp_path_factory) -> bytes:
 @pytest.mark.parametrize("name, parts", [("toy", 2), ("toy", 3), ("demo", 2), ("demo", 3), ("demo", 9)])
 def test_parts_add_up_to_the_batch(name, parts):
     """Gradient and losses, with every penalty on, for even and uneven parts and for more parts than views."""
-    stage = Stage(config.load(name, ["prompt=a green mushroom"]), 0, torch.device("cpu"))
+    stage = Stage(loader.load(name, ["prompt=a green mushroom"]), 0, torch.device("cpu"))
     unit = stage.unit(stage.embeddings())
     noise = torch.randn(stage.scene.layout.L, generator=torch.Generator().manual_seed(1))
     theta = Theta(stage.scene.theta().flat + 0.01 * noise, stage.scene.layout)

@@ -214,13 +214,13 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
 
 LISTENER = """
 import sys, time
-from mpiprop import stop
-stop.listen(sys.argv[1:])
-stop.hold()
+from mpiprop.run import preemption
+preemption.listen(sys.argv[1:])
+preemption.hold()
 print("up", flush=True)
-while not stop.asked():
+while not preemption.asked():
     time.sleep(0.01)
-print(stop.asked(), flush=True)
+print(preemption.asked(), flush=True)
 while True:
     time.sleep(1)
 """

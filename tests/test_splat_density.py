@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mpiprop.core.steps import Streams, normal, uniform
-from mpiprop.export.mesh import iso_surface
+from mpiprop.io.mesh import iso_surface
 from mpiprop.shapes.base import Splats
-from mpiprop.shapes.harmonics import C0
-from mpiprop.shapes.splat_density import TOLERANCE, colour, density
+from mpiprop.geometry.harmonics import C0
+from mpiprop.shapes.clouds.splat_density import TOLERANCE, colour, density
 
 RNG = Streams(0, 0).of("splats")
 

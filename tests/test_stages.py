@@ -11,17 +11,17 @@ import torch
 import yaml
 from finished import flat
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
 from mpiprop.core.theta import Theta
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 from mpiprop.render.mesh import Mesh
-from mpiprop.scene import Scene
-from mpiprop.shapes.backgrounds import Solid
-from mpiprop.shapes.dmtet import DMTet
-from mpiprop.shapes.materials import NoMaterial, Normals
-from mpiprop.shapes.sdf import SDF
+from mpiprop.objective.scene import Scene
+from mpiprop.appearance.backgrounds import Solid
+from mpiprop.shapes.surfaces.dmtet import DMTet
+from mpiprop.appearance.materials import NoMaterial, Normals
+from mpiprop.shapes.fields.sdf import SDF
 from mpiprop.views.cameras import turntable
 
 INIT = Streams(0, 0).of("init")
@@ -89,8 +89,8 @@ def two(tmp_path_factory) -> Path:
     (field,) = tree["stages"]
     field |= {"name": "field", "steps": 30}
     texture = {key: field["shape"][key] for key in ("levels", "log2_table", "base_resolution", "growth", "hidden", "radius")}
-    mesh = field | {"name": "mesh", "steps": 12, "shape": {"use": "shapes.dmtet:DMTet", "resolution": 24, **texture},
-                    "render": {"use": "render.mesh:Mesh"}}
+    mesh = field | {"name": "mesh", "steps": 12, "shape": {"use": "DMTet", "resolution": 24, **texture},
+                    "render": {"use": "Mesh"}}
     mesh["terms"] = [field["terms"][0] | {"penalties": {"normal_consistency": 1.0, "laplacian": 1.0}}]
     tree |= {"stages": [field, mesh], "turntable": {"frames": 2, "size": 16}, "mesh": {"faces": 200, "texture": 32}}
     path = tmp_path_factory.mktemp("two") / "two.yaml"
@@ -124,7 +124,7 @@ def test_a_stage_can_begin_with_another_run(two, sequential):
 
 
 def test_textmesh_has_the_published_dimension():
-    stage = Stage(config.load("textmesh"), 0, torch.device("cpu"))
+    stage = Stage(loader.load("textmesh"), 0, torch.device("cpu"))
     assert stage.scene.layout.D == 12_201_041
     assert {name: span.stop - span.start for name, span in stage.scene.layout.groups.items()}["geometry.encoding"] == 12_196_240
     assert stage.scene.shape.sharpness().item() == pytest.approx(20.0855, rel=1e-4)
@@ -135,7 +135,7 @@ def test_textmesh_has_the_published_dimension():
 
 @pytest.mark.parametrize("name", ["magic3d", "magic3d-sd"])
 def test_magic3d_refines_what_its_field_trained(name):
-    coarse, refine = (Stage(config.load(name), index, torch.device("cpu")) for index in (0, 1))
+    coarse, refine = (Stage(loader.load(name), index, torch.device("cpu")) for index in (0, 1))
     assert coarse.scene.layout.D == 12_604_720
     groups = {group: span.stop - span.start for group, span in refine.scene.layout.groups.items()}
     V = len(refine.scene.shape.vertices)
@@ -146,7 +146,7 @@ def test_magic3d_refines_what_its_field_trained(name):
 
 def test_prolificdreamer_fixes_its_geometry_for_the_texture():
     local = [f"stages.{i}.terms.0.guidance.prior.{key}" for i in range(3) for key in ("model=builtin", "variant=null")]
-    stages = [Stage(config.load("prolificdreamer", local), index, torch.device("cpu")) for index in range(3)]
+    stages = [Stage(loader.load("prolificdreamer", local), index, torch.device("cpu")) for index in range(3)]
     assert [stage.name for stage in stages] == ["coarse", "geometry", "texture"]
     V = len(stages[1].scene.shape.vertices)
     assert stages[1].scene.layout.D == 4 * V

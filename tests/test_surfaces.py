@@ -11,14 +11,14 @@ from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.steps import Streams
 from mpiprop.guidance.surface_losses import eikonal, laplacian, normal_consistency
 from mpiprop.render.volume import Volume
-from mpiprop.scene import Scene
-from mpiprop.shapes.backgrounds import NeuralEnvironment, Solid
-from mpiprop.shapes.dmtet import DMTet
-from mpiprop.shapes.hashgrid import HashGrid
-from mpiprop.shapes.materials import Diffuse
-from mpiprop.shapes.sdf import SDF, neus, volsdf
-from mpiprop.shapes.tetrahedra import crossing, lattice, march
-from mpiprop.shapes.triangles import load, signed_distance, vertex_normals
+from mpiprop.objective.scene import Scene
+from mpiprop.appearance.backgrounds import NeuralEnvironment, Solid
+from mpiprop.shapes.surfaces.dmtet import DMTet
+from mpiprop.shapes.fields.hashgrid import HashGrid
+from mpiprop.appearance.materials import Diffuse
+from mpiprop.shapes.fields.sdf import SDF, neus, volsdf
+from mpiprop.shapes.surfaces.tetrahedra import crossing, lattice, march
+from mpiprop.geometry.triangles import load, signed_distance, vertex_normals
 from mpiprop.views.cameras import orbit
 
 RNG = Streams(0, 0)

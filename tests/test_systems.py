@@ -11,28 +11,30 @@ import tiny_models
 import torch
 from PIL import Image, ImageDraw
 
-from mpiprop import checkpoint, config, photograph
+from mpiprop.run import checkpoint
+from mpiprop.config import loader
+from mpiprop.io import photograph
 from mpiprop.core.errors import Preempted
 from mpiprop.core.log import Log
-from mpiprop.drive import Drive
-from mpiprop.recipe import Stage
+from mpiprop.run.driver import Drive
+from mpiprop.run.stage import Stage
 from mpiprop.transport.base import Serial
 
 SYSTEMS = ("demo/magic3d", "demo/textmesh", "demo/prolificdreamer", "demo/dreamgaussian", "demo/dreamgaussian-image",
            "demo/zero123", "demo/zero123-gaussians")
 STEPS = 4
 GRID = {"levels": 3, "log2_table": 8, "hidden": 8}
-SIZES = {"shapes.dmtet:DMTet": GRID | {"resolution": 10},
-         "shapes.hashgrid:HashGrid": GRID | {"occupancy_resolution": 8, "start_level": 2},
-         "shapes.sdf:SDF": GRID | {"occupancy_resolution": 8, "start_level": 2},
-         "shapes.gaussians:Gaussians": {"number": 60, "opacity": 0.9, "densify_from": 0, "densify_every": 2,
-                                        "densify_gradient": 1.0e-3},  # changes within a window
-         "shapes.textured:TexturedMesh": {"resolution": 10, "texture": 16, "threshold": 0.3}}
+SIZES = {"DMTet": GRID | {"resolution": 10},
+         "HashGrid": GRID | {"occupancy_resolution": 8, "start_level": 2},
+         "SDF": GRID | {"occupancy_resolution": 8, "start_level": 2},
+         "Gaussians": {"number": 60, "opacity": 0.9, "densify_from": 0, "densify_every": 2,
+                       "densify_gradient": 1.0e-3},  # changes within a window
+         "TexturedMesh": {"resolution": 10, "texture": 16, "threshold": 0.3}}
 SCHEDULES = {"batch": [[0, 2], [2, 1]], "size": [[0, 8], [3, 12]]}  # both change within a window
 LORAS = {0: {"loras": 2, "average_every": 2}, 2: {"loras": 3}}  # of ProlificDreamer's stages
 MPI = """import json, sys
 from pathlib import Path
-from mpiprop.app import main
+from mpiprop.run.program import main
 for name, overrides, folder in json.loads(sys.argv[1]):
     if code := main(name, overrides, Path(folder), True):
         sys.exit(code)
@@ -53,15 +55,15 @@ def model(tmp_path_factory) -> Path:
 
 def small(name: str, model: Path, *more: str) -> list[str]:
     """Overrides that bring a system down to seconds."""
-    tree = config.read(name)
+    tree = loader.read(name)
     keys = {"preview.every_s": 0, "turntable": {"frames": 1, "size": 8}, "mesh": {"resolution": 8, "texture": 16}}
     for i, stage in enumerate(tree["stages"]):
         at = f"stages.{i}."
-        kind = "zero123" if "zero123" in stage["terms"][0]["guidance"]["prior"]["use"] else "sd"
+        kind = "zero123" if "Zero123" in stage["terms"][0]["guidance"]["prior"]["use"] else "sd"
         keys |= {f"{at}steps": STEPS, f"{at}terms.0.guidance.prior.model": str(model / kind)}
         keys |= {f"{at}shape.{key}": value for key, value in SIZES[stage["shape"]["use"]].items()}
         keys |= {f"{at}terms.0.views.{key}": value for key, value in SCHEDULES.items()}
-        if "volume" in stage["render"]["use"]:
+        if "Volume" in stage["render"]["use"]:
             keys[f"{at}render.samples"] = 24
         if "lora" in stage["terms"][0]["guidance"]:
             keys |= {f"{at}terms.0.guidance.lora.{key}": value for key, value in LORAS[i].items()}
@@ -73,14 +75,14 @@ def small(name: str, model: Path, *more: str) -> list[str]:
 
 def follow(name: str, overrides: list[str], folder: Path, stop: bool) -> bool:
     """The run in this process from where it is to its end, or its next two slides alone; whether it is complete."""
-    run, reference = config.load(name, overrides), None
+    run, reference = loader.load(name, overrides), None
     if run.image:
         reference = photograph.read(run.image, run.reference)
         run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
     folder.mkdir(exist_ok=True)
     before = slides(folder)
     found = checkpoint.load(folder / "window.h5") if (folder / "window.h5").exists() else None
-    (folder / "config.yaml").write_text(text := config.resolved(run))
+    (folder / "config.yaml").write_text(text := loader.resolved(run))
     for index in range([stage.name for stage in run.stages].index(found.stage) if found else 0, len(run.stages)):
         stage = Stage(run, index, torch.device("cpu"), reference)
         transport = Serial(stage.unit(stage.embeddings()), lambda: stop and slides(folder) > before + 1)
@@ -121,8 +123,8 @@ def test_stopped_after_every_other_slide_and_gone_on_with_it_ends_with_the_bits_
         found = checkpoint.load(tmp_path / "run" / "window.h5")
         stops.append((found.stage, found.window.x.tau))
     assert ended(tmp_path / "run") == sequential[name]
-    assert {name for name, tau in stops if tau < STEPS} == {stage["name"] for stage in config.read(name)["stages"]}
-    assert {name for name, tau in stops if tau == STEPS} >= {stage["name"] for stage in config.read(name)["stages"][:-1]}
+    assert {name for name, tau in stops if tau < STEPS} == {stage["name"] for stage in loader.read(name)["stages"]}
+    assert {name for name, tau in stops if tau == STEPS} >= {stage["name"] for stage in loader.read(name)["stages"][:-1]}
 
 
 @pytest.mark.mpi

@@ -13,24 +13,25 @@ import yaml
 from finished import flat
 from torch import nn
 
-from mpiprop import config, handover
+from mpiprop.config import loader
+from mpiprop.run import transition
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.core.theta import Layout, Theta
-from mpiprop.export import files
-from mpiprop.export.mesh import extract, finish, iso_surface
-from mpiprop.recipe import Stage
+from mpiprop.io import files
+from mpiprop.io.mesh import extract, finish, iso_surface
+from mpiprop.run.stage import Stage
 from mpiprop.render.mesh import Mesh
 from mpiprop.render.projection import all_around, project
 from mpiprop.render.splat import Splat
 from mpiprop.render.volume import Volume
-from mpiprop.scene import Scene
-from mpiprop.shapes.backgrounds import Solid
+from mpiprop.objective.scene import Scene
+from mpiprop.appearance.backgrounds import Solid
 from mpiprop.shapes.base import Field, Values
-from mpiprop.shapes.gaussians import Gaussians
-from mpiprop.shapes.harmonics import C0
-from mpiprop.shapes.materials import NoMaterial
-from mpiprop.shapes.textured import TexturedMesh
+from mpiprop.shapes.clouds.gaussians import Gaussians
+from mpiprop.geometry.harmonics import C0
+from mpiprop.appearance.materials import NoMaterial
+from mpiprop.shapes.surfaces.textured import TexturedMesh
 from mpiprop.views.cameras import turntable
 
 INIT = Streams(0, 0).of("init")
@@ -76,7 +77,7 @@ def scene_of(shape, renderer) -> Scene:
 def textured(before: Scene, **keys: object) -> Scene:
     """The scene of a textured mesh that began with `before`."""
     scene = scene_of(TexturedMesh(INIT, **{"texture": 128, "resolution": 24, "faces": 0} | keys), Mesh())
-    handover.begin(scene, before, 0, turntable(1, 0.0, DISTANCE, FOVY, (1, 1)), lambda text: None)
+    transition.begin(scene, before, 0, turntable(1, 0.0, DISTANCE, FOVY, (1, 1)), lambda text: None)
     return scene.load(scene.theta(), 0)
 
 
@@ -182,13 +183,13 @@ def two(tmp_path_factory) -> Path:
     (field,) = tree["stages"]
     term, guidance = field["terms"][0], field["terms"][0]["guidance"]
     refine = {key: guidance[key] for key in ("prior", "prompts")} | {
-        "use": "guidance.refine:Refine", "scale": 2.0, "steps": 10, "strength": [[0, 0.7], [40, 0.9]]}
+        "use": "Refine", "scale": 2.0, "steps": 10, "strength": [[0, 0.7], [40, 0.9]]}
     field |= {"name": "field", "steps": 20}
-    mesh = field | {"name": "texture", "steps": 40, "render": {"use": "render.mesh:Mesh", "supersampling": 2},
-                    "shape": {"use": "shapes.textured:TexturedMesh", "texture": 48, "resolution": 24, "faces": 400},
-                    "background": {"use": "shapes.backgrounds:Solid"},
+    mesh = field | {"name": "texture", "steps": 40, "render": {"use": "Mesh", "supersampling": 2},
+                    "shape": {"use": "TexturedMesh", "texture": 48, "resolution": 24, "faces": 400},
+                    "background": {"use": "Solid"},
                     "terms": [{"name": "refine", "views": term["views"], "guidance": refine}],
-                    "optimiser": {"use": "picard.rollout:Adam", "lr": 0.1}}
+                    "optimiser": {"use": "Adam", "lr": 0.1}}
     tree |= {"stages": [field, mesh], "turntable": {"frames": 1, "size": 16}}
     path = tmp_path_factory.mktemp("two") / "two.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -221,4 +222,4 @@ def test_a_texture_needs_a_stage_before_it(two, mpirun):
     done = mpirun(0, "run", two.parent / "alone.yaml", "--out", two.parent / "none")
     assert done.returncode == 2 and "from=RUN" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(UserError, match="texture 1"):
-        Stage(config.load(str(two), ["stages.1.shape.texture=1"]), 1, torch.device("cpu"))
+        Stage(loader.load(str(two), ["stages.1.shape.texture=1"]), 1, torch.device("cpu"))

@@ -12,12 +12,12 @@ from PIL import Image
 
 from mpiprop import report
 from mpiprop.core.steps import Streams
-from mpiprop.export import files
-from mpiprop.export.mesh import Mesh
+from mpiprop.io import files
+from mpiprop.io.mesh import Mesh
 from mpiprop.render.splat import colours, rasterise
 from mpiprop.report import splats
-from mpiprop.shapes import cloud
-from mpiprop.shapes.gaussians import Gaussians
+from mpiprop.shapes.clouds import ply
+from mpiprop.shapes.clouds.gaussians import Gaussians
 from mpiprop.views.cameras import orbit
 
 WASH = (246, 247, 248)  # of the page behind the object
@@ -52,7 +52,7 @@ def test_gaussians_are_drawn_as_the_program_draws_them(tmp_path: Path) -> None:
     shape.f_dc.data = torch.randn(200, 1, 3, generator=rng)
     shape.opacity.data = 3 * torch.randn(200, 1, generator=rng)
     (tmp_path / "config.yaml").write_text("prompt: a cloud\n")
-    cloud.write(shape.cloud(), tmp_path / "cloud.ply")
+    ply.write(shape.cloud(), tmp_path / "cloud.ply")
     drawn = canvas(tmp_path)
 
     _, (low, high) = splats.packed(tmp_path / "cloud.ply")

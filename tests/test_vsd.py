@@ -10,7 +10,8 @@ import yaml
 from finished import flat
 from torch import Tensor
 
-from mpiprop import checkpoint, config
+from mpiprop.run import checkpoint
+from mpiprop.config import loader
 from mpiprop.core import steps
 from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams
@@ -21,9 +22,9 @@ from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.lora import Lora, _shapes
 from mpiprop.priors.prompts import Four, Prompts
-from mpiprop.recipe import Stage
+from mpiprop.run.stage import Stage
 from mpiprop.transport.base import Serial
-from mpiprop.transport.shared import Shared
+from mpiprop.transport.sharded import Shared
 from mpiprop.views.cameras import Image, Views, orbit
 from mpiprop.views.samplers import milestone
 
@@ -180,7 +181,7 @@ def test_neither_gradient_enters_the_other(folders):
     assert not torch.equal(found[7.5, 1.0][0], found[50.0, 1.0][0])
 
 
-HOST = "stages.0.terms.0.guidance.lora.prior={{use: priors.diffusion:StableDiffusion, model: {}}}"
+HOST = "stages.0.terms.0.guidance.lora.prior={{use: StableDiffusion, model: {}}}"
 
 
 def test_an_adapter_of_another_network_that_is_the_same_changes_nothing(folders, tmp_path):
@@ -222,7 +223,7 @@ def test_what_cannot_be_adapted_is_refused():
 
 
 def test_prolificdreamers_numbers():
-    stage = config.load("prolificdreamer").stages[0]
+    stage = loader.load("prolificdreamer").stages[0]
     (term,) = stage.terms
     at = {name: [steps.at(schedule, tau) for tau in (0, 5000, 5001, 10_000, 10_001, 24_999)]
           for name, schedule in {"t_max": term.guidance.keys["t_max"], **term.penalties}.items()}
@@ -236,7 +237,7 @@ def test_prolificdreamers_numbers():
 
 
 def test_prolificdreamer_has_the_papers_parameters(folders):
-    scene = Stage(config.load("prolificdreamer", [f"stages.0.terms.0.guidance.prior.model={folders['sd']}"]), 0,
+    scene = Stage(loader.load("prolificdreamer", [f"stages.0.terms.0.guidance.prior.model={folders['sd']}"]), 0,
                   torch.device("cpu")).scene
     spans = scene.layout.groups
     assert spans["lora"].start == 12_604_720 and scene.renderer.step(scene.shape) == pytest.approx(0.00676563, rel=1e-5)
@@ -248,7 +249,7 @@ def overrides(folders: dict[str, str], policy: str, *more: str) -> list[str]:
 
 
 def stage_of(folders: dict[str, str], policy: str, *more: str) -> Stage:
-    return Stage(config.load("demo/prolificdreamer", overrides(folders, policy, *more)), 0, torch.device("cpu"))
+    return Stage(loader.load("demo/prolificdreamer", overrides(folders, policy, *more)), 0, torch.device("cpu"))
 
 
 def slides(stage: Stage, window=None):
@@ -315,7 +316,7 @@ def test_parts_add_up_to_the_batch(folders, parts):
 @pytest.mark.parametrize("host", [None, "sd-v"], ids=["own", "of v"])
 def test_ranks_and_a_resumed_run_give_the_bits_of_one_process(launch, mpirun, folders, sequential, tmp_path, host):
     more = [HOST.format(folders[host])] if host else []
-    tree = config.read("demo/prolificdreamer", overrides(folders, "averaged", *more, "window.threshold=0", "window.size=2"))
+    tree = loader.read("demo/prolificdreamer", overrides(folders, "averaged", *more, "window.threshold=0", "window.size=2"))
     (tmp_path / "coarse.yaml").write_text(yaml.safe_dump(tree | {"stages": tree["stages"][:1], "mesh": {"resolution": 8}}))
     arguments = ("run", tmp_path / "coarse.yaml", "checkpoint.every_s=0", "--out", tmp_path / "run", "--resume")
     process, metrics = launch(3, *arguments), tmp_path / "run" / "metrics.jsonl"

@@ -50,10 +50,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 
     from mpiprop.core.memory import recycle_large_blocks
     from mpiprop.core.theta import Drift, Layout, Theta
-    from mpiprop.keeper import Keeper
+    from mpiprop.run.saver import Keeper
     from mpiprop.picard import threshold
     from mpiprop.picard.pipelined import propel
-    from mpiprop.picard.rollout import Adam, Rollout
+    from mpiprop.optim.rollout import Adam, Rollout
     from mpiprop.picard.window import Window
     from mpiprop.transport.mpi import Mpi, serve
 

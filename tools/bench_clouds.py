@@ -12,15 +12,15 @@ import argparse
 
 import torch
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.picard.window import Window
-from mpiprop.recipe import Stage
-from mpiprop.results import frames
+from mpiprop.run.stage import Stage
+from mpiprop.run.outputs import frames
 from mpiprop.transport.base import Serial
 
 TOY = ("prompt=a red ball", "stages.0.terms.0.views.batch=2", "stages.0.terms.0.views.size=16", "stages.0.terms.0.penalties={}",
-       "stages.0.terms.0.guidance={use: 'guidance.sds:SDS', prior: {use: 'priors.closed_form:ClosedForm'}, "
-       "prompts: {use: 'priors.prompts:Four'}, scale: 1.0}", "stages.0.optimiser.lr={geometry: 0.02}",
+       "stages.0.terms.0.guidance={use: 'SDS', prior: {use: 'ClosedForm'}, "
+       "prompts: {use: 'Four'}, scale: 1.0}", "stages.0.optimiser.lr={geometry: 0.02}",
        *(f"stages.0.shape.{key}" for key in (
            "number=200", "ball=0.5", "opacity=0.3", "densify_every=9", "densify_from=9", "densify_until=45", "densify_most=600",
            "densify_gradient=0.1", "densify_size=0.09", "prune_opacity=0.05", "reset_every=25", "reset_opacity=0.2")))
@@ -30,7 +30,7 @@ class Way:
     """A run of the stage, its windows, and where it ended."""
 
     def __init__(self, *words: str) -> None:
-        run = config.load("demo/dreamgaussian", [*TOY, *words])
+        run = loader.load("demo/dreamgaussian", [*TOY, *words])
         self.stage = stage = Stage(run, 0, torch.device("cpu"))
         unit, rollout = stage.unit(stage.embeddings()), stage.rollout()
         window = stage.open_window(rollout, stage.scene.theta())

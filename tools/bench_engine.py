@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.picard import threshold
     from mpiprop.picard.pipelined import propel
-    from mpiprop.picard.rollout import Adam, Rollout
+    from mpiprop.optim.rollout import Adam, Rollout
     from mpiprop.picard.window import Window
     from mpiprop.transport.base import Serial
     from mpiprop.transport.world import World
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
     world = World.open()
     if world.size > 1:
-        from mpiprop.transport.team import attend, lead
+        from mpiprop.transport.groups import attend, lead
         here, faults = torch.device("cpu"), {"patience": 60.0, "go_on": False}
         if world.rank:
             attend(world, here, args.shards, lambda: False, Emulated(), layout, **faults)

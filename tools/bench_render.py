@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mpiprop.core.steps import Streams
 from mpiprop.render.volume import Volume
-from mpiprop.scene import Scene
-from mpiprop.shapes.backgrounds import NeuralEnvironment
-from mpiprop.shapes.encoding import HashEncoding
-from mpiprop.shapes.hashgrid import HashGrid
-from mpiprop.shapes.materials import Diffuse
+from mpiprop.objective.scene import Scene
+from mpiprop.appearance.backgrounds import NeuralEnvironment
+from mpiprop.shapes.fields.encoding import HashEncoding
+from mpiprop.shapes.fields.hashgrid import HashGrid
+from mpiprop.appearance.materials import Diffuse
 from mpiprop.views.samplers import Random
 
 RNG = Streams(0, 0)

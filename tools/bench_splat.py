@@ -16,7 +16,7 @@ from mpiprop.core.memory import recycle_large_blocks
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.render.splat import Splat
 from mpiprop.shapes.base import Shape, Splats
-from mpiprop.shapes.gaussians import ball, spacing
+from mpiprop.shapes.clouds.gaussians import ball, spacing
 from mpiprop.views.cameras import turntable
 from tools.bench_raster import milliseconds
 

@@ -15,7 +15,7 @@ COMMANDS = (
     "run demo stages.0.shape.use=HashGird",
     "run demo --resmue", "exprot", "export nowhere", "inspect nowhere", "evaluate nowhere", "report nowhere",
     "plan nothing --ranks 8", "run demo/zero123 image=nowhere.png", "run demo from=nowhere")
-LOADED = "import sys; from mpiprop.__main__ import main; code = main(); sys.exit(100 * ('torch' in sys.modules) + code)"
+LOADED = "import sys; from mpiprop.cli.main import main; code = main(); sys.exit(100 * ('torch' in sys.modules) + code)"
 
 
 def measure(words: list[str], times: int, folder: str) -> tuple[float, int, bool]:

@@ -15,13 +15,13 @@ import time
 import torch
 from torch import Tensor
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core.steps import Streams, normal
 from mpiprop.guidance.surface_losses import laplacian, normal_consistency
-from mpiprop.recipe import Stage
-from mpiprop.shapes.dmtet import DMTet
-from mpiprop.shapes.tetrahedra import lattice, march
-from mpiprop.shapes.triangles import load, signed_distance
+from mpiprop.run.stage import Stage
+from mpiprop.shapes.surfaces.dmtet import DMTet
+from mpiprop.shapes.surfaces.tetrahedra import lattice, march
+from mpiprop.geometry.triangles import load, signed_distance
 from tools.bench_render import milliseconds
 
 RNG = Streams(0, 0)
@@ -60,7 +60,7 @@ def parts() -> None:
 def stages(steps: int) -> None:
     """Prints seconds an optimiser step of each stage of the demos: an evaluation, and what rank 0 does."""
     for name in DEMOS:
-        run = config.load(name)
+        run = loader.load(name)
         for index in range(len(run.stages)):
             stage = Stage(run, index, torch.device("cpu"))
             unit, rollout, taken = stage.unit(stage.embeddings()), stage.rollout(), []

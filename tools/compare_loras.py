@@ -20,11 +20,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpiprop import config  # noqa: E402
+from mpiprop.config import loader  # noqa: E402
 from mpiprop.core.theta import Layout  # noqa: E402
-from mpiprop.export.pictures import contact_sheet  # noqa: E402
+from mpiprop.io.pictures import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
-from mpiprop.recipe import Stage  # noqa: E402
+from mpiprop.run.stage import Stage  # noqa: E402
 from tools.gallery import choose, judged, run, speed, views_of  # noqa: E402
 
 CONFIG = "demo/prolificdreamer"
@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    tree = config.read(CONFIG, args.overrides)
+    tree = loader.read(CONFIG, args.overrides)
     tree["stages"] = [scaled(tree["stages"][0], args.steps / tree["stages"][0]["steps"])]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "coarse.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -79,7 +79,7 @@ def main() -> None:
     for policy, overrides in policies(args.window).items():
         scores = judged([(prompt, views[prompt, policy]) for prompt in prompts], judge)
         ratio, cost = map(fmean, zip(*(speed(folders[prompt, policy]) for prompt in prompts)))
-        layout = Stage(config.load(str(args.out / "coarse.yaml"), overrides), 0, torch.device("cpu")).scene.layout
+        layout = Stage(loader.load(str(args.out / "coarse.yaml"), overrides), 0, torch.device("cpu")).scene.layout
         print(f"| {policy} | {scores.r_precision:.3f} | {scores.similarity:.3f} | {ratio:.2f} | {cost:.2f} | "
               f"{cost * moved(layout, layout.lanes.get('lora', 1)):.2f} | {cost * moved(layout, 1):.2f} |")
     contact_sheet([(f"{prompt}: {policy}", list(views[prompt, policy][::2])) for prompt in prompts

@@ -205,7 +205,7 @@ def still(angles: Tensor, distance: float, fovy: float) -> Shots:
 def photograph(shape: str, colour: str, path: Path, azimuth: float, elevation: float, distance: float, fovy: float,
                size: int = 256) -> None:
     """Writes a view of an object as RGBA; angles in degrees."""
-    from mpiprop.export.pictures import png
+    from mpiprop.io.pictures import png
 
     angles = torch.deg2rad(torch.tensor([[azimuth, elevation]], dtype=torch.float32))
     layers = trace(shape, still(angles, distance, math.radians(fovy)), size)

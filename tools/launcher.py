@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.launcher import launched
-from mpiprop.launch import mpirun
+from mpiprop.cli.launch import mpirun
 
 
 def relaunch(ranks: int) -> None:

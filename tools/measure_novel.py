@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpiprop import config
-from mpiprop.components import build
-from mpiprop.export.pictures import contact_sheet
+from mpiprop.config import loader
+from mpiprop.config.components import build
+from mpiprop.io.pictures import contact_sheet
 from mpiprop.metrics.pictures import read
 from mpiprop.views.samplers import Random
 from tools.corpus import COLOURS, SHAPES, render, still
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--colour", choices=COLOURS, required=True)
     parser.add_argument("--azimuth", type=float, default=0, help="of the picture (degrees)")
     args = parser.parse_args()
-    run = config.load(str(args.run / "config.yaml"))
+    run = loader.load(str(args.run / "config.yaml"))
     if run.image is None or run.reference.fill:
         parser.error(f"{args.run}: was not made with reference.fill=0 from a picture, so its world is not the object's")
     files = sorted((args.run / "views").glob("*.png"))

@@ -21,8 +21,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpiprop.export.files import write  # noqa: E402
-from mpiprop.export.mesh import Mesh, extract  # noqa: E402
+from mpiprop.io.files import write  # noqa: E402
+from mpiprop.io.mesh import Mesh, extract  # noqa: E402
 from mpiprop.render import raster  # noqa: E402
 from mpiprop.views.cameras import Views  # noqa: E402
 
@@ -81,12 +81,13 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=6)
     args = parser.parse_args()
 
-    from mpiprop import checkpoint, config
-    from mpiprop.recipe import Stage
+    from mpiprop.run import checkpoint
+    from mpiprop.config import loader
+    from mpiprop.run.stage import Stage
 
     torch.set_num_threads(1)
     for folder in args.runs:
-        run, found = config.load(str(folder / "config.yaml")), checkpoint.load(folder / "window.h5")
+        run, found = loader.load(str(folder / "config.yaml")), checkpoint.load(folder / "window.h5")
         index = [stage.name for stage in run.stages].index(found.stage)
         stage = Stage(run, index, torch.device("cpu"))
         scene = stage.scene.load(found.window.x.theta, stage.T)

@@ -31,7 +31,8 @@ from time import monotonic, sleep, time
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpiprop import checkpoint, config  # noqa: E402  (after the path)
+from mpiprop.config import loader  # noqa: E402  (after the path)
+from mpiprop.run import checkpoint  # noqa: E402
 from mpiprop.core.errors import DONE, PREEMPTED, UserError  # noqa: E402
 
 EXACT = ("window.size=4", "window.threshold=0", "checkpoint.every_s=0")
@@ -39,7 +40,7 @@ SHORT = {"turntable": {"frames": 16, "size": 24}, "mesh": {"resolution": 16, "te
 SMALL = {  # of shapes, where they have such keys
     "levels": 4, "log2_table": 10, "hidden": 16, "occupancy_resolution": 16, "start_level": 2, "update_steps": 3,
     "number": 150, "densify_from": 0, "densify_every": 4, "densify_gradient": 1.0e-3, "texture": 32, "faces": 300}
-RESOLUTION = {"shapes.dmtet:DMTet": 16, "shapes.textured:TexturedMesh": 24}
+RESOLUTION = {"DMTet": 16, "TexturedMesh": 24}
 MOMENTS = ("start-up", "slides", "writing", "stages", "results")
 DENSITY = 0.3  # where the surface of a barely trained cloud is
 RESULTS = ("*.png", "*.ply", "*.glb", "*.gif", "views/*.png")  # what two runs with the same numbers make alike
@@ -58,7 +59,7 @@ class Case:
     folder: Path  # of the undisturbed run
 
     def __post_init__(self) -> None:
-        tree = config.read(self.name)
+        tree = loader.read(self.name)
         self.stages = [stage["name"] for stage in tree["stages"]]
         demo = self.name != "toy"
         keys = SHORT | ({"preview": {"every_s": 0.5, "size": 16, "views": 2}} if demo else {})
@@ -70,7 +71,7 @@ class Case:
                 keys |= {f"{at}terms.0.views.batch": 1, f"{at}terms.0.views.size": 16}
                 if shape["use"] in RESOLUTION:
                     keys[f"{at}shape.resolution"] = RESOLUTION[shape["use"]]
-                if shape["use"] == "shapes.textured:TexturedMesh":
+                if shape["use"] == "TexturedMesh":
                     keys[f"{at}shape.threshold"] = DENSITY
                 if "samples" in stage["render"]:
                     keys[f"{at}render.samples"] = 24

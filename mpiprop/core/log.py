@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic, strftime
 
-from .console import CLEAR, on_terminal, put, tell, terminal
-from .errors import RunError
+from mpiprop.core.console import CLEAR, on_terminal, put, tell, terminal
+from mpiprop.core.errors import RunError
 
 
 class Log:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import exp, log
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from mpiprop.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from . import lineage
+from mpiprop.core import ancestry
 
 POINTS = "geometry."  # where there are points, entries of such names have a row for each
 MEASURED = 2  # numbers measured of each point while a gradient is evaluated
@@ -146,11 +146,11 @@ class Theta:
         return self.flat[: self.layout.D]
 
     def rows(self, other: "Theta") -> Tensor | None:
-        """For each point of `other` the row here that tells most of it (lineage.rows); None where they have the same points,
+        """For each point of `other` the row here that tells most of it (ancestry.rows); None where they have the same points,
         or are no clouds."""
         if self.points is other.points or torch.equal(self.points[:, 0], other.points[:, 0]):
             return None
-        return lineage.rows(other.points, self.points)
+        return ancestry.rows(other.points, self.points)
 
     def read_as(self, other: "Theta") -> "Theta":
         """This theta on the points of `other`, whose own numbers stand in for points not related to any here."""

@@ -60,7 +60,7 @@ class Likeness:
     def check(self, views: Views, tau: int) -> None:
         """Raises UserError for other views than the picture's one."""
         if len(views) != 1:
-            raise UserError(f"guidance.reference:Likeness: is given {len(views)} views; use views.samplers:Reference")
+            raise UserError(f"Likeness: is given {len(views)} views; use Reference")
 
     def at(self, size: int, device: torch.device) -> Reference:
         """The picture with so many pixels a side."""
@@ -116,7 +116,7 @@ def axes(image: Image, views: Views) -> tuple[Tensor, Tensor, Tensor]:
 def before(image: Image, picture: Reference, mask: Tensor) -> Tensor:
     """The picture's object [B, H, W, 3] before the background of the image."""
     if image.behind is None:
-        raise UserError("guidance.reference: the renderer does not tell what is behind the object; use render.volume:Volume")
+        raise UserError("guidance.reference: the renderer does not tell what is behind the object; use Volume")
     return picture.rgba[..., :3] * mask + image.behind * (1 - mask)
 
 

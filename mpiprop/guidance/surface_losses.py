@@ -7,7 +7,7 @@ either direction and no table of edges is needed; N points. All are differentiab
 import torch
 from torch import Tensor
 
-from ..shapes.triangles import vertex_normals
+from mpiprop.geometry.triangles import vertex_normals
 
 
 def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:

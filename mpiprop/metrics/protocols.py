@@ -11,9 +11,9 @@ from torch import Tensor
 from mpiprop.core.steps import Streams
 from mpiprop.views.cameras import Views, turntable
 
-from . import PROTOCOLS
-from .judge import Judge
-from .pictures import resized
+from mpiprop.metrics import PROTOCOLS
+from mpiprop.metrics.judge import Judge
+from mpiprop.metrics.pictures import resized
 
 BILINEAR = 2  # of Pillow's filters
 

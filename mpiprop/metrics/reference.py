@@ -16,9 +16,9 @@ import numpy as np
 
 from mpiprop.core.errors import UserError
 
-from .judge import CHUNK, Judge
-from .measures import Moments
-from .pictures import SUFFIXES, read
+from mpiprop.metrics.judge import CHUNK, Judge
+from mpiprop.metrics.measures import Moments
+from mpiprop.metrics.pictures import SUFFIXES, read
 
 
 def moments(folder: Path, judge: Judge, say: Callable[[str], None]) -> Moments:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from mpiprop import __version__
 from mpiprop.priors.vocabulary import Vocabulary
 
-from .measures import Result
-from .protocols import BY_NAME, Protocol
+from mpiprop.metrics.measures import Result
+from mpiprop.metrics.protocols import BY_NAME, Protocol
 
 COLUMNS = ("run", "configuration", "seed", "prompt", "similarity", "R-Precision", "nearest prompt")
 NUMBERS = ("seed", "similarity", "R-Precision")  # set to the right

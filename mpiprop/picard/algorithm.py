@@ -6,8 +6,8 @@ to the window start as copies of the last iterate. `pipelined` has the same argu
 
 from collections.abc import Iterator, Sequence
 
-from ..core.theta import Drift, Theta
-from .window import ComputationUnit, Distance, PseudoInverse, Threshold, Window, distance, fit, moved
+from mpiprop.core.theta import Drift, Theta
+from mpiprop.picard.window import ComputationUnit, Distance, PseudoInverse, Threshold, Window, distance, fit, moved
 
 
 def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int,

@@ -14,9 +14,20 @@ Where h_dagger changes the points of a cloud, iterates of one step may have diff
 
 from collections.abc import Iterator
 
-from ..core.theta import Theta
-from .window import (ComputationUnit, Distance, Predictor, Promise, PseudoInverse, Threshold, Window, copies, distance, fit,
-                     moved)
+from mpiprop.core.theta import Theta
+from mpiprop.picard.window import (
+    ComputationUnit,
+    Distance,
+    Predictor,
+    Promise,
+    PseudoInverse,
+    Threshold,
+    Window,
+    copies,
+    distance,
+    fit,
+    moved,
+)
 
 
 def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int,

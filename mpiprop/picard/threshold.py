@@ -6,7 +6,7 @@ Errors are mean squares per trained number. All rules return the next e and keep
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from .window import Threshold
+from mpiprop.picard.window import Threshold
 
 
 def fixed(e: float, k: int, errors: Sequence[float], step: float | None) -> float:

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from ..core.memory import blocks
-from ..core.theta import Drift, State, Theta
+from mpiprop.core.memory import blocks
+from mpiprop.core.theta import Drift, State, Theta
 
 
 class Promise(Protocol):

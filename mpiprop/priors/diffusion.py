@@ -16,7 +16,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.steps import Streams, normal
 from mpiprop.priors.base import alpha_bar
 from mpiprop.priors.networks import Network
-from mpiprop.priors.original import Original
+from mpiprop.priors.ldm import Original
 from mpiprop.priors.parts import KINDS, Parts
 from mpiprop.priors.prompts import encode, lost
 from mpiprop.priors.vocabulary import Vocabulary

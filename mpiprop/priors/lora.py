@@ -42,7 +42,7 @@ class Lora(nn.Module):
     def __init__(self, prior: Prior, rng: Streams, *, rank: int = 4, loras: int = 1, average_every: int = 0) -> None:
         super().__init__()
         if not isinstance(prior, Diffusion) or isinstance(prior, Zero123):
-            raise UserError("needs a prior of text with a network to adapt; use priors.diffusion:StableDiffusion")
+            raise UserError("needs a prior of text with a network to adapt; use StableDiffusion")
         if rank < 1 or loras < 1 or average_every < 0:
             raise UserError(f"rank {rank}, loras {loras}, average_every {average_every}: need at least 1, 1 and 0")
         self.prior, self.rank, self.average_every = prior, rank, average_every
@@ -55,7 +55,7 @@ class Lora(nn.Module):
     def check(self, prior: Prior) -> None:
         """Raises UserError where the network adapted here does not read what `prior`, the guidance's, is given."""
         if not isinstance(prior, Diffusion) or isinstance(prior, Zero123):
-            raise UserError("needs a guidance whose prior reads text; use priors.diffusion:StableDiffusion there")
+            raise UserError("needs a guidance whose prior reads text; use StableDiffusion there")
         for key, about in (("in_channels", "latents of {} channels"), ("cross_attention_dim", "texts of width {}")):
             mine, theirs = (one.config.get(key) for one in (self.prior, prior))
             if mine != theirs:

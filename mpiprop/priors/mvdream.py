@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
-from mpiprop.priors import original
+from mpiprop.priors import ldm as original
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Dtype, TextLatent
 from mpiprop.priors.parts import Parts
@@ -101,7 +101,7 @@ class Cameras(Plain):
     def check(self, prior: Prior) -> None:
         """Raises UserError for a prior that knows no cameras."""
         if not isinstance(prior, MVDream):
-            raise UserError("tells of cameras, which this prior does not know; use priors.prompts:Plain")
+            raise UserError("tells of cameras, which this prior does not know; use Plain")
 
     def encode(self, prior: Prior, prompt: str) -> Conditions:
         """The prompts that the prior's text encoder makes of `prompt`, with cameras."""

@@ -62,7 +62,7 @@ class Directions:
     def check(self, prior: Prior) -> None:
         """Raises UserError for a prior that needs to be told something else."""
         if prior.group > 1:
-            raise UserError("tells of no cameras, which this prior needs; use priors.mvdream:Cameras")
+            raise UserError("tells of no cameras, which this prior needs; use Cameras")
 
     def encode(self, prior: Prior, prompt: str) -> Conditions:
         """The prompts that the prior's text encoder makes of `prompt`."""

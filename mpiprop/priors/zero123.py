@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.priors import original
+from mpiprop.priors import ldm as original
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Dtype, Latent, to_model
 from mpiprop.priors.networks import Network
-from mpiprop.priors.original import Original
+from mpiprop.priors.ldm import Original
 from mpiprop.priors.prompts import Condition, Conditions
 from mpiprop.views.cameras import Views
 from mpiprop.views.reference import Reference
@@ -81,7 +81,7 @@ class Zero123(Latent):
 
     def embed(self, strings: Sequence[str]) -> Tensor:
         """Refuses: this model reads no text."""
-        raise UserError("Zero-1-to-3 is shown a picture and reads no text; give prompts: {use: priors.zero123:FromPicture}")
+        raise UserError("Zero-1-to-3 is shown a picture and reads no text; give prompts: {use: FromPicture}")
 
     @torch.no_grad()
     def see(self, picture: Reference) -> "Shown":
@@ -135,7 +135,7 @@ class FromPicture:
     def check(self, prior: Prior) -> None:
         """Raises UserError for a prior that looks at no picture."""
         if not isinstance(prior, Zero123):
-            raise UserError("shows a picture, which this prior does not look at; use priors.zero123:Zero123")
+            raise UserError("shows a picture, which this prior does not look at; use Zero123")
 
     def encode(self, prior: Prior, prompt: str) -> Conditions:
         """What the prior makes of the picture; the prompt is not read."""

@@ -7,9 +7,9 @@ make gradients differ in their last bits from run to run. Letters as in `splat`.
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
-from ..shapes.base import Splats
-from ..views.cameras import Screen, Views
+from mpiprop.core.errors import UserError
+from mpiprop.shapes.base import Splats
+from mpiprop.views.cameras import Screen, Views
 
 
 def rasterise(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> tuple[Tensor, Screen]:

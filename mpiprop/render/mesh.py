@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize
 
-from ..core.errors import UserError
-from ..core.steps import Streams
-from ..shapes.base import Field, Shape
-from ..shapes.triangles import vertex_normals
-from ..views.cameras import Image, Surface, Views
-from . import nvdiffrast, raster
-from .raster import clip, neighbours, sample_texture
-from .volume import Shade
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams
+from mpiprop.shapes.base import Field, Shape
+from mpiprop.geometry.triangles import vertex_normals
+from mpiprop.views.cameras import Image, Surface, Views
+from mpiprop.render import nvdiffrast, raster
+from mpiprop.render.raster import clip, neighbours, sample_texture
+from mpiprop.render.volume import Shade
 
 
 class Mesh:
@@ -41,8 +41,8 @@ class Mesh:
     def check(self, shape: Shape) -> None:
         """Raises UserError for a shape that it does not draw."""
         if isinstance(shape, Field) or shape.splats() is not None:
-            raise UserError(f"render.mesh:Mesh draws surfaces, and a {type(shape).__name__} is none: use "
-                            f"{'render.volume:Volume' if isinstance(shape, Field) else 'render.splat:Splat'}")
+            raise UserError(f"Mesh draws surfaces, and a {type(shape).__name__} is none: use "
+                            f"{'Volume' if isinstance(shape, Field) else 'Splat'}")
 
     def step(self, shape: nn.Module) -> float:
         """Nothing is sampled along rays."""

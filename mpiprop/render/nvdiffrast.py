@@ -10,8 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
-from .raster import Fragments
+from mpiprop.core.errors import UserError
+from mpiprop.render.raster import Fragments
 
 
 def rasterize(positions: Tensor, faces: Tensor, size: tuple[int, int]) -> Fragments:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
-from ..views.cameras import Views, orbit
-from .raster import clip, interpolate, rasterize
+from mpiprop.views.cameras import Views, orbit
+from mpiprop.render.raster import clip, interpolate, rasterize
 
 FACING = 0.5  # least cosine between the normal and what leads to the camera
 AROUND = (0, 45, -45, 90, -90, 135, -135, 180)  # degrees from the front

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..views.cameras import Views
+from mpiprop.views.cameras import Views
 
 CANDIDATES = 1 << 18  # (face, pixel) pairs tested at a time
 SIDES = (1, 2, 3, *(side << k for k in range(14) for side in (4, 6)))  # of the boxes tested, in pixels

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from ..core.errors import UserError
-from ..core.steps import Streams
-from ..core.sums import cumulative
-from ..shapes.base import Shape, Splats, matrices
-from ..shapes.harmonics import harmonics
-from ..views.cameras import Image, Screen, Views
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams
+from mpiprop.core.sums import cumulative
+from mpiprop.shapes.base import Shape, Splats, matrices
+from mpiprop.geometry.harmonics import harmonics
+from mpiprop.views.cameras import Image, Screen, Views
 
 BLUR = 0.3  # px^2, added to the covariance: none is thinner than a pixel
 LEAST, MOST = 1 / 255, 0.99  # alphas below are nothing, those above are held
@@ -46,8 +46,8 @@ class Splat:
     def check(self, shape: Shape) -> None:
         """Raises UserError for a shape that it does not draw."""
         if shape.splats() is None:
-            raise UserError(f"render.splat:Splat draws clouds of Gaussians, and a {type(shape).__name__} is none: use "
-                            "shapes.gaussians:Gaussians, or the renderer of its kind (render.volume:Volume, render.mesh:Mesh)")
+            raise UserError(f"Splat draws clouds of Gaussians, and a {type(shape).__name__} is none: use "
+                            "Gaussians, or the renderer of its kind (Volume, Mesh)")
 
     def step(self, shape: Shape) -> float:
         """Nothing is sampled along rays."""
@@ -229,6 +229,6 @@ def _spans(centre: Tensor, half: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def _fast(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> Layers:
     """The same by gsplat; by torch for previews of a CUDA run that are made elsewhere."""
-    from . import gsplat
+    from mpiprop.render import gsplat
 
     return (gsplat.rasterise if splats.means.is_cuda else rasterise)(splats, channels, views, near, far)

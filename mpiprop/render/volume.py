@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from ..core.errors import UserError
-from ..core.steps import Streams, normal, uniform
-from ..core.sums import cumulative
-from ..shapes.base import Field, Shape, Steps
-from ..shapes.occupancy import threshold
-from ..views.cameras import Image, Samples, Views
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.sums import cumulative
+from mpiprop.shapes.base import Field, Shape, Steps
+from mpiprop.shapes.fields.occupancy import threshold
+from mpiprop.views.cameras import Image, Samples, Views
 
 EARLY_STOP = 1e-4  # transmittance at which a ray ends
 
@@ -49,8 +49,8 @@ class Volume:
     def check(self, shape: Shape) -> None:
         """Raises UserError for a shape that it does not draw."""
         if not isinstance(shape, Field):
-            raise UserError(f"render.volume:Volume draws fields, and a {type(shape).__name__} is none: use "
-                            f"{'render.splat:Splat' if shape.splats() is not None else 'render.mesh:Mesh'}")
+            raise UserError(f"Volume draws fields, and a {type(shape).__name__} is none: use "
+                            f"{'Splat' if shape.splats() is not None else 'Mesh'}")
 
     def step(self, field: Field) -> float:
         """The distance between samples (world units)."""

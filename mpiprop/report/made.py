@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpiprop.core.errors import UserError
-from mpiprop.export.files import atomic
+from mpiprop.io.files import atomic
 from mpiprop.report.judged import Judged
 
 FILE = "results.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mpiprop.export.files import atomic
+from mpiprop.io.files import atomic
 from mpiprop.report import splats
 from mpiprop.report.charts import curves, shares
 from mpiprop.report.summary import NEEDED, RunSummary, differences

@@ -10,10 +10,10 @@ import numpy as np
 from numpy import ndarray
 from torch.nn.functional import normalize
 
-from mpiprop.export.files import Y_UP
-from mpiprop.shapes import cloud
+from mpiprop.io.files import Y_UP
+from mpiprop.shapes.clouds import ply
 from mpiprop.shapes.base import matrices
-from mpiprop.shapes.harmonics import C0
+from mpiprop.geometry.harmonics import C0
 
 MOST = 200_000  # Gaussians on a page, which has 64 bytes for each
 
@@ -21,7 +21,7 @@ MOST = 200_000  # Gaussians on a page, which has 64 bytes for each
 def packed(path: Path) -> tuple[ndarray, list[list[float]]] | None:
     """The words [N, 12] of the Gaussians in a PLY file, and the box, its lowest and highest corner, that nearly all of their
     centres are in. None where there are too many for a page, or only points."""
-    rows = cloud.read(str(path))
+    rows = ply.read(str(path))
     if "scale" not in rows or len(rows["position"]) > MOST:
         return None
     axes = matrices(normalize(rows["rotation"], dim=-1)) * rows["scale"].exp().T

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core.errors import UserError
 from mpiprop.report.charts import Points
 from mpiprop.report.made import Made
@@ -36,7 +36,7 @@ class RunSummary:
         if not (folder / "config.yaml").is_file() and not (folder / "metrics.jsonl").is_file():
             raise UserError(f"{folder}: is not a run folder: neither config.yaml nor metrics.jsonl is there")
         text = _text(folder / "config.yaml")
-        keys = config.loads(text, str(folder / "config.yaml")) if text else {}
+        keys = loader.loads(text, str(folder / "config.yaml")) if text else {}
         return cls(folder, text, keys, list(_records(_text(folder / "metrics.jsonl"))), Made.read(folder))
 
     @property

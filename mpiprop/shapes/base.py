@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import UserError
-from ..core.steps import Streams
-from ..picard.rollout import Structure
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams
+from mpiprop.optim.rollout import Structure
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Shape(nn.Module):
     radius: float  # half side of the box, world units
     has_normals: bool  # whether it can be asked for normals
     most_points: int = 0  # of a cloud that grows, at its largest
-    wants: dict[str, Any] | None = None  # keys of `export.mesh.extract`, if it begins with a textured mesh of the stage before
+    wants: dict[str, Any] | None = None  # keys of `io.mesh.extract`, if it begins with a textured mesh of the stage before
 
     def at(self, tau: int) -> None:
         """Sets what depends on the step alone (progressive bands)."""
@@ -90,7 +90,7 @@ class Shape(nn.Module):
         return None
 
     def cloud(self) -> dict[str, Tensor] | None:
-        """The raw numbers of a cloud of Gaussians, a row each, as shapes.cloud.write takes them; None for anything else."""
+        """The raw numbers of a cloud of Gaussians, a row each, as clouds.ply.write takes them; None for anything else."""
         return None
 
     def structure(self, streams: Callable[[int], Streams]) -> Structure | None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
-from ..core.errors import Preempted
-from ..core.theta import Drift, Theta
+from mpiprop.core.errors import Preempted
+from mpiprop.core.theta import Drift, Theta
 
 
 class Unit(Protocol):

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from ..core.errors import PREEMPTED, Lost, Preempted, RunError, UserError, coded, exit_code
-from ..core.theta import Drift, Layout, Theta
-from .base import Busy, Unit
-from .wire import Wire
+from mpiprop.core.errors import PREEMPTED, Lost, Preempted, RunError, UserError, coded, exit_code
+from mpiprop.core.theta import Drift, Layout, Theta
+from mpiprop.transport.base import Busy, Unit
+from mpiprop.transport.buffers import Wire
 
 TASK, STOP, DRIFT, FAILURE, ALERT = range(1, 6)  # kinds of message; also the tags of headers
 HEADER = 4096  # bytes

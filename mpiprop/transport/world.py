@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..core.errors import FAILED, RunError, UserError, coded, exit_code
-from ..core.launcher import launched, launched_ranks
+from mpiprop.core.errors import FAILED, RunError, UserError, coded, exit_code
+from mpiprop.core.launcher import launched, launched_ranks
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class World:
     def prove(self, device: torch.device) -> None:
         """Raises UserError where device memory is to be handed to MPI and does not arrive (collective)."""
         if self.comm is not None:
-            from .wire import cuda_aware, prove
+            from mpiprop.transport.buffers import cuda_aware, prove
             if all(self.comm.allgather(cuda_aware(device))):
                 prove(self.comm, device)
 
@@ -115,7 +115,7 @@ class World:
                 error = raised
         if self.size == 1:
             return value
-        from .mpi import patiently
+        from mpiprop.transport.mpi import patiently
 
         patiently(self.comm.Ibarrier().Test)  # the long wait is a polite one
         failures = [failure for failure in self.comm.allgather(self._tell(error)) if failure]

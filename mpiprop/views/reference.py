@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..config import Picture
+from mpiprop.config.loader import Picture
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..core.errors import UserError
-from ..core.steps import Schedule, Streams, normal, uniform
-from .cameras import UP, Views, look_at, on_sphere, orbit, turntable, wrapped
-from .reference import Pose
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Schedule, Streams, normal, uniform
+from mpiprop.views.cameras import UP, Views, look_at, on_sphere, orbit, turntable, wrapped
+from mpiprop.views.reference import Pose
 
 
 def milestone(schedule: Schedule, tau: int) -> int:

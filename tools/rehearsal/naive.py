@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mpiprop.shapes.base import Splats
-from mpiprop.shapes.encoding import Level
+from mpiprop.shapes.fields.encoding import Level
 from mpiprop.views.cameras import Views
 
 

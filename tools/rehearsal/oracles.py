@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from mpiprop.core.steps import Streams, normal, uniform
 from mpiprop.render import gsplat, nvdiffrast, raster, splat, volume
 from mpiprop.shapes.base import Splats
-from mpiprop.shapes.encoding import HashEncoding
+from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.views.cameras import Views, orbit
 from tools.rehearsal import naive
 from tools.rehearsal.book import Section, apart, timed

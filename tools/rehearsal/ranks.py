@@ -75,7 +75,7 @@ class Held:
 def link(size: int, wanted: str) -> None:
     """On two ranks: a vector of `size` numbers there and back; rank 0 prints how fast, and which way it took."""
     from mpiprop.transport.mpi import patiently
-    from mpiprop.transport.wire import Wire, cuda_aware
+    from mpiprop.transport.buffers import Wire, cuda_aware
 
     world = World.open()
     device = world.device(wanted)

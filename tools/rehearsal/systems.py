@@ -6,12 +6,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from mpiprop import config
+from mpiprop.config import loader
 from mpiprop.core import steps
 from mpiprop.core.steps import Streams
 from mpiprop.core.theta import Drift, Theta
-from mpiprop.recipe import Stage
-from mpiprop.unit import ComputationUnit
+from mpiprop.run.stage import Stage
+from mpiprop.objective.gradient import ComputationUnit
 from tools.rehearsal.book import Section, fresh_peak, peak_gb, timed
 
 SYSTEMS = (("dreamfusion-sd", 0, 0), ("prolificdreamer", 0, 0), ("prolificdreamer", 0, 6000), ("dreamgaussian", 0, 0),
@@ -21,11 +21,11 @@ TINY = {"HashGrid": {"log2_table": 10}, "DMTet": {"log2_table": 10, "resolution"
 
 def overrides(name: str, index: int, model: str, small: bool, batch: int | None = None) -> list[str]:
     """Of a configuration, for the rehearsal's model."""
-    stage, where = config.load(name).stages[index], f"stages.{index}"
+    stage, where = loader.load(name).stages[index], f"stages.{index}"
     given = [f"{where}.terms.0.guidance.prior.model={model}", f"{where}.terms.0.guidance.prior.variant=null",
              "prompt=a red chair"]
     if small:
-        shape = stage.shape.use.partition(":")[2]
+        shape = stage.shape.use
         given += [f"{where}.shape.{key}={value}" for key, value in TINY[shape].items()]
         given += [f"{where}.terms.0.views.size=16"] + [f"{where}.render.samples=32"] * ("volume" in stage.render.use)
         batch = batch or 2
@@ -83,7 +83,7 @@ def bare(unit: ComputationUnit, theta: Theta, tau: int) -> dict[str, Callable[[]
 
 def measure(section: Section, device: torch.device, name: str, index: int, tau: int, batch: int | None) -> None:
     """Rows of one system at one step."""
-    run = config.load(name, overrides(name, index, str(section.work / "model"), section.small, batch))
+    run = loader.load(name, overrides(name, index, str(section.work / "model"), section.small, batch))
     stage, runs = Stage(run, index, device), 1 if section.small else 3
     unit, rollout = stage.unit(stage.embeddings()), stage.rollout()
     x = rollout.start(stage.scene.theta())

@@ -1,0 +1,96 @@
+"""The commands before and after a run: plan; export, evaluate, report, inspect. Each takes its parsed arguments, returns an
+exit code."""
+
+import os
+import shutil
+from argparse import Namespace
+from dataclasses import asdict
+
+from mpiprop.run import folders
+from mpiprop.core.errors import DONE, UserError
+from mpiprop.io import FILMS, MESHES
+
+
+def plan(args: Namespace) -> int:
+    """What to expect of each window and number of shards on so many ranks, and the command for the best."""
+    from mpiprop.cli import forecast
+
+    print(forecast.told(args))
+    return DONE
+
+
+def export(args: Namespace) -> int:
+    """One file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), or Gaussians (ply)."""
+    form = args.format or (args.out.suffix[1:].lower() if args.out else "glb")
+    folders.configured(args.run)
+    _can_export(args, form)
+    size = {"turntable.size" if form in FILMS else "mesh.resolution": args.resolution} if args.resolution else {}
+    from mpiprop.run import outputs
+
+    stage, found = outputs.newest(args.run, overrides=[f"{key}={value}" for key, value in size.items()])
+    theta = found.window.x.theta
+    scene = stage.scene.load(theta, stage.T)
+    rows = scene.cloud() if form == "ply" else None
+    out = args.out or args.run / f"{'turntable' if form in FILMS else 'cloud' if rows else 'mesh'}.{form}"
+    if form in FILMS:
+        from mpiprop.io.pictures import film
+        turntable = stage.run.turntable
+        views = stage.views[0].turntable(turntable.frames, (turntable.size, turntable.size))
+        views = views.farther(outputs.farther(stage, theta, outputs.VIEWS))
+        film(outputs.frames(stage, theta, views), out, turntable.fps)
+    elif rows:
+        from mpiprop.io.files import write_cloud
+        if args.resolution:
+            raise UserError("--resolution: Gaussians are written as they are; leave it out")
+        write_cloud(rows, out)
+    else:
+        from mpiprop.io.files import write
+        from mpiprop.io.mesh import extract
+        write(extract(scene, **asdict(stage.run.mesh) | ({"texture": 0, "say": _bare} if form == "ply" else {})), out)
+    print(out)
+    return DONE
+
+
+def _can_export(args: Namespace, form: str) -> None:
+    """Raises UserError for what would otherwise fail only after the work is done."""
+    if form not in (*MESHES, *FILMS) or args.out and args.out.suffix.lower() != f".{form}":
+        wanted = f".{args.format}, as --format says" if args.format else ", ".join(f".{name}" for name in (*MESHES, *FILMS))
+        raise UserError(f"--out {args.out}: needs to end in {wanted}")
+    if not (folder := args.out.parent if args.out else args.run).is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if not os.access(folder, os.W_OK) or args.out and args.out.is_dir():
+        raise UserError(f"{args.out or folder}: cannot be written")
+    if form == "mp4" and not shutil.which("ffmpeg"):
+        raise UserError("mp4 needs ffmpeg on PATH; install it or take --format gif")
+
+
+def _bare(line: str) -> None:
+    """What is said of a mesh, without its texture, which a PLY file does not carry."""
+    print(line.partition(" with their own texture")[0])
+
+
+def evaluate(args: Namespace) -> int:
+    """CLIP measures of runs, as a table or JSON."""
+    from mpiprop.cli import evaluation
+
+    summary = evaluation.evaluate(args)
+    print(summary.to_json() if args.json else summary)
+    return DONE
+
+
+def report(args: Namespace) -> int:
+    """One HTML page of one run or several."""
+    from mpiprop import report as page
+
+    out = args.out or args.runs[0] / "report.html"
+    page.write([page.RunSummary.read(folder) for folder in args.runs], out)
+    print(out)
+    return DONE
+
+
+def inspect(args: Namespace) -> int:
+    """What a checkpoint holds."""
+    from mpiprop.run.checkpoint_file import inspect as told
+
+    print(told(args.run / "window.h5" if args.run.is_dir() else args.run))
+    return DONE

@@ -1,0 +1,125 @@
+"""The command `evaluate`: what runs made, held against their prompts."""
+
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mpiprop.run import outputs, folders
+from mpiprop.config.loader import Run, Stage
+from mpiprop.core.errors import UserError
+from mpiprop.metrics.judge import Judge
+from mpiprop.metrics.measures import Moments, frechet, measure
+from mpiprop.metrics.pictures import pixels, read
+from mpiprop.metrics.prompts import builtin_prompts, read_prompts
+from mpiprop.metrics.protocols import BY_NAME, Protocol
+from mpiprop.metrics.reference import moments
+from mpiprop.metrics.summary import Subject, Summary
+from mpiprop.transport.world import World
+
+CHUNK = 8  # renders at a time
+
+
+def evaluate(args: Namespace) -> Summary:
+    """The measures that the command's arguments ask for.
+
+    Raises UserError for runs without prompt or pictures, for a judge that cannot be had, and for arguments that do not fit.
+    """
+    protocol = _protocol(args)
+    runs = [(folder, _prompted(folder, protocol)) for folder in args.runs]
+    prompts = read_prompts(args.prompts) if args.prompts else None
+    device = World().device(args.device)
+    judge = _judge(args.clip, protocol, device)
+    if prompts is None:
+        prompts = builtin_prompts() if judge.builtin else []
+    prompts = list(dict.fromkeys([*prompts, *(run.prompt for _, run in runs)]))
+    reference = moments(args.reference, judge, _say) if args.reference else None
+
+    subjects, objects, compared = [], [], []
+    for folder, run in runs:
+        subject, features, found = _views(folder, run, judge) if protocol is None else _rendered(
+            folder, run, protocol, judge, args.seed if reference else None)
+        subjects.append(subject)
+        objects.append((run.prompt, features))
+        compared.append(found)
+    return Summary(
+        protocol=args.protocol, settings=protocol, judge=judge.name, fingerprint=judge.fingerprint(), device=str(device),
+        seed=args.seed, prompts_file=_text(args.prompts), reference=_text(args.reference),
+        reference_pictures=reference.count if reference else 0,
+        fid=frechet(reduce(add, compared), reference) if reference else None,
+        result=measure(objects, prompts, judge.texts(prompts)), subjects=tuple(subjects))
+
+
+def _judge(clip: str | None, protocol: Protocol | None, device: torch.device) -> Judge:
+    """The judge that was asked for, or the protocol's."""
+    if clip or protocol is None:
+        return Judge(clip or "builtin", device)
+    try:
+        return Judge(protocol.clip, device)
+    except UserError as error:
+        raise UserError(f"{error}; or give --clip builtin, whose figures are not the paper's") from None
+
+
+def _protocol(args: Namespace) -> Protocol | None:
+    """The protocol with the views and the size that were asked for."""
+    asked = {"views": args.views, "size": args.size}
+    if args.protocol is None:
+        for name, value in asked.items():
+            if value is not None:
+                raise UserError(f"--{name} belongs to a protocol: give --protocol {' or '.join(BY_NAME)} too")
+        return None
+    protocol = BY_NAME[args.protocol]
+    if args.reference and not protocol.crops:
+        raise UserError(f"--protocol {args.protocol} has no CLIP-FID: leave --reference out, or give --protocol dreampropeller")
+    return replace(protocol, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _prompted(folder: Path, protocol: Protocol | None) -> Run:
+    """The configuration of a run that can be judged."""
+    run = folders.configured(folder)
+    if not run.prompt:
+        raise UserError(f"{folder}: was made from a picture without prompt=..., which is what its views are measured by")
+    if protocol is None and not any((folder / "views").glob("*.png")):
+        raise UserError(f"{folder}: has no views/*.png yet; finish the run first (--resume), or give --protocol, which renders "
+                        "what there is")
+    return run
+
+
+def _views(folder: Path, run: Run, judge: Judge) -> tuple[Subject, Tensor, Moments]:
+    """The pictures that a run leaves at its end: their features, and what CLIP-FID compares."""
+    features = judge.features([read(path) for path in sorted((folder / "views").glob("*.png"))])
+    return _subject(folder, run, run.stages[-1], run.stages[-1].steps), features, Moments.of(features)
+
+
+def _rendered(folder: Path, run: Run, protocol: Protocol, judge: Judge, seed: int | None
+              ) -> tuple[Subject, Tensor, Moments | None]:
+    """A protocol's renders of a run's newest state: their features, and what CLIP-FID compares unless `seed` is None."""
+    _say(f"{folder}: rendering {protocol.views} views")
+    stage, found = outputs.newest(folder, judge.device)
+    cameras, features, cuts = protocol.cameras(stage.views[0].turntable(1, (1, 1))), [], []
+    for i in range(0, protocol.views, CHUNK):
+        renders = pixels(outputs.frames(stage, found.window.x.theta, cameras[i:i + CHUNK]))
+        features.append(protocol.features(renders, judge))
+        if seed is not None:
+            crops = [crop for view, render in enumerate(renders, i) for crop in protocol.cut(render, view, seed)]
+            cuts.append(Moments.of(judge.features(crops)))
+    return (_subject(folder, run, stage.config, found.window.x.tau), torch.cat(features), reduce(add, cuts) if cuts else None)
+
+
+def _subject(folder: Path, run: Run, stage: Stage, step: int) -> Subject:
+    return Subject(str(folder), run.name, run.seed, stage.window.size, stage.name, step, stage.steps,
+                   (folder / "done").exists())
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _say(line: str) -> None:
+    """What goes on, beside the result on the standard output."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,132 @@
+"""The command line: what each command takes, and its help."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mpiprop.core.errors import UserError, suggestion
+from mpiprop.io import FILMS, MESHES
+from mpiprop.metrics import PROTOCOLS
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """An argument's kind: numbers above 0."""
+    def positive(word: str) -> float:
+        if not 0 < (number := kind(word)) < float("inf"):
+            raise ValueError
+        return number
+    return positive
+
+
+def share(word: str) -> float:
+    """An argument's kind: numbers from 0 to 1."""
+    if not 0 <= (number := float(word)) <= 1:
+        raise ValueError
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest option."""
+
+    def __init__(self, name: str, text: str, examples: Sequence[str] = ()) -> None:
+        self.options: list[str] = []
+        epilog = "\n  ".join(["examples:", *examples]) if examples else None
+        super().__init__(prog=f"mpiprop {name}", description=text, epilog=epilog, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_argument(self, *names: str, **options: object) -> argparse.Action:
+        """As argparse has it; options are kept for messages."""
+        self.options += [name for name in names if name.startswith("-")]
+        return super().add_argument(*names, **options)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments in `words`, options and others in any order. Raises UserError for a mistake."""
+        args, left = self.parse_known_intermixed_args(words)
+        for word in left:
+            if "=" in word and word.split("=")[0] not in self.options and hasattr(args, "overrides"):
+                raise UserError(f"{word}: keys have no dashes: {word.lstrip('-')} (see {self.prog} --help)")
+            raise UserError(f"{word}: no such option of {self.prog}{suggestion(word.split('=')[0], self.options)}")
+        return args
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parsers() -> dict[str, Parser]:
+    """The parser of each command, in the order of a user's day."""
+    found: dict[str, Parser] = {}
+
+    def command(name: str, text: str, *examples: str) -> Parser:
+        found[name] = Parser(name, text, examples)
+        return found[name]
+
+    run = command("run", "Make an object from a prompt or a picture.")  # its help: manual.py
+    run.add_argument("config", metavar="CONFIG", nargs="?")
+    run.add_argument("--out", type=Path, metavar="DIR")
+    run.add_argument("--resume", action="store_true")
+    run.add_argument("--check", action="store_true")
+    run.add_argument("--ranks", type=positive(int), metavar="N")
+    run.add_argument("overrides", metavar="key=value", nargs="*")
+
+    plan = command("plan", "Predicted speed-up, time, memory and traffic of each window and number of shards on N ranks.",
+                   "mpiprop plan dreamfusion-sd --ranks 8                  before anything was measured",
+                   "mpiprop run dreamfusion-sd stages.0.steps=50 --out runs/measure",
+                   "mpiprop plan dreamfusion-sd --ranks 8 --measured runs/measure")
+    plan.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, or the name of one (see mpiprop run --help)")
+    plan.add_argument("--ranks", type=int, required=True, metavar="N", help="ranks there are, rank 0 included")
+    plan.add_argument("--measured", type=Path, metavar="RUN", help="run folder that tells what things take")
+    plan.add_argument("--measured-ranks", type=positive(int), metavar="M", help="ranks that RUN had (default: what it "
+                      "says, else 1 for window 1 and 1 + window x shards for others)")
+    plan.add_argument("--evaluate", type=positive(float), metavar="SECONDS", help="of one evaluation of a whole batch on one "
+                      "device (default: RUN's)")
+    plan.add_argument("--bandwidth", type=positive(float), metavar="GB/s", help="of a rank's link (default: RUN's, "
+                      "else 2.5)")
+    plan.add_argument("--rollout", type=positive(float), metavar="SECONDS", help="of an optimiser step on rank 0 (default: "
+                      "RUN's, else timed on this CPU)")
+    plan.add_argument("--fixed", type=share, default=0.1, metavar="SHARE", help="of an evaluation that does not depend on the "
+                      "number of views (default: 0.1)")
+    plan.add_argument("--json", action="store_true", help="machine-readable")
+    plan.add_argument("overrides", metavar="key=value", nargs="*", help="as for run")
+
+    report = command("report", "One self-contained HTML page of one run, or comparing several.")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, metavar="FILE.html", help="default: report.html in the first RUN")
+
+    export = command("export", "A file from a finished or unfinished run.",
+                     "mpiprop export runs/demo-a-green-mushroom-0                          mesh.glb in that folder",
+                     "mpiprop export runs/demo-a-green-mushroom-0 --out chair.obj          also chair.mtl and chair.png",
+                     "mpiprop export runs/demo-a-green-mushroom-0 --format mp4 --resolution 512")
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--format", choices=MESHES + FILMS, help="glb, obj: the mesh, with a texture if mesh.texture asks for "
+                        "one (obj: in a .png, by a .mtl beside it); ply: the mesh with colours at its vertices, or the "
+                        "Gaussians of a run that has them; gif, mp4 (needs ffmpeg): the turntable (default: as --out ends, "
+                        "else glb)")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: mesh.FORMAT, cloud.ply or turntable.FORMAT in RUN")
+    export.add_argument("--resolution", type=positive(int), metavar="R", help="cells a side of a mesh (default: the run's "
+                        "mesh.resolution), or pixels a side of a film (default: its turntable.size)")
+
+    evaluate = command("evaluate", "CLIP similarity, CLIP R-Precision and CLIP-FID of runs: of the pictures in views/, or as a "
+                       "paper measures.",
+                       "mpiprop evaluate runs/demo-*                                  by the built-in judge",
+                       "mpiprop evaluate runs/dreamfusion-* --protocol dreampropeller --prompts prompts.txt --reference photos")
+    evaluate.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    evaluate.add_argument("--protocol", choices=PROTOCOLS, help="render the views of this paper from the newest checkpoint and "
+                          "judge them as it does (default: the pictures in views/)")
+    evaluate.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to retrieve from, one a line or JSON "
+                          "(default: all that the built-in judge knows; with another judge the runs' own)")
+    evaluate.add_argument("--clip", metavar="ID_OR_FOLDER", help="any CLIP model, or builtin (default: the protocol's; builtin "
+                          "without one)")
+    evaluate.add_argument("--reference", type=Path, metavar="FOLDER", help="pictures that CLIP-FID compares with; their "
+                          "statistics are kept in ~/.cache/mpiprop")
+    evaluate.add_argument("--views", type=positive(int), metavar="N", help="azimuths instead of the protocol's (120)")
+    evaluate.add_argument("--size", type=positive(int), metavar="PIXELS", help="a side of a render, instead of the protocol's "
+                          "(512)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the protocol's random crops (default: 0)")
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render and to judge "
+                          "(default: auto, a GPU if there is one)")
+    evaluate.add_argument("--json", action="store_true", help="machine-readable, with everything that repeats it")
+
+    inspect = command("inspect", "What a checkpoint holds, and whether it is whole.",
+                      "mpiprop inspect runs/demo-a-green-mushroom-0")
+    inspect.add_argument("run", type=Path, metavar="RUN", help="run folder, or its window.h5")
+    return found

@@ -1,0 +1,251 @@
+"""The components that `use` may name, and the keys of each. Nothing is imported to know them, and nothing else ever is.
+
+A component is a class of mpiprop that OWN lists, or one that an installed package registers as an entry point of the group
+GROUP. Its keyword-only parameters are its keys: their names, annotations, defaults and the `name: text` lines of the class's
+docstring are all there is to know, so no default lives in two places. Those of mpiprop's own are read from the source, since
+importing it loads torch. Positional parameters are given by the program; one of them may be configured by a nested component
+of its name (`guidance: {use: ..., prior: {use: ...}}`), which is built first.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from mpiprop.core.errors import UserError, suggestion
+from mpiprop.core.steps import Schedule
+
+PACKAGE = Path(__file__).parents[1]
+GROUP = "mpiprop.components"
+OWN: dict[str, dict[str, str]] = {  # name and module of each, by the part of a stage that they may be
+    "shape": {"HashGrid": "shapes.fields.hashgrid", "SDF": "shapes.fields.sdf", "DMTet": "shapes.surfaces.dmtet",
+              "TexturedMesh": "shapes.surfaces.textured", "Gaussians": "shapes.clouds.gaussians"},
+    "material": {"Diffuse": "appearance.materials", "NoMaterial": "appearance.materials",
+                 "Normals": "appearance.materials"},
+    "background": {"Solid": "appearance.backgrounds", "NeuralEnvironment": "appearance.backgrounds"},
+    "render": {"Volume": "render.volume", "Mesh": "render.mesh", "Splat": "render.splat"},
+    "views": {"Random": "views.samplers", "Reference": "views.samplers"},
+    "guidance": {"SDS": "guidance.sds", "VSD": "guidance.vsd", "Refine": "guidance.refine",
+                 "Likeness": "guidance.reference"},
+    "prior": {"ClosedForm": "priors.closed_form", "StableDiffusion": "priors.diffusion", "DeepFloyd": "priors.diffusion",
+              "MVDream": "priors.mvdream", "Zero123": "priors.zero123"},
+    "prompts": {"Plain": "priors.prompts", "Four": "priors.prompts", "Eight": "priors.prompts", "Cameras": "priors.mvdream",
+                "FromPicture": "priors.zero123"},
+    "lora": {"Lora": "priors.lora"},
+    "optimiser": {"Adam": "optim.rollout", "AdamW": "optim.rollout", "Adan": "optim.rollout", "SGD": "optim.rollout"},
+}
+MODULES = {name: module for part in OWN.values() for name, module in part.items()}
+FORMER = {  # names until version 0.1, as configurations and checkpoints written by it have them
+    f"{module}:{name}": name for module, names in {
+        "shapes.hashgrid": ("HashGrid",), "shapes.sdf": ("SDF",), "shapes.dmtet": ("DMTet",),
+        "shapes.gaussians": ("Gaussians",), "shapes.textured": ("TexturedMesh",),
+        "shapes.materials": ("Diffuse", "NoMaterial", "Normals"), "shapes.backgrounds": ("Solid", "NeuralEnvironment"),
+        "render.volume": ("Volume",), "render.mesh": ("Mesh",), "render.splat": ("Splat",),
+        "views.samplers": ("Random", "Reference"), "guidance.sds": ("SDS",), "guidance.vsd": ("VSD",),
+        "guidance.refine": ("Refine",), "guidance.reference": ("Likeness",), "priors.closed_form": ("ClosedForm",),
+        "priors.diffusion": ("StableDiffusion", "DeepFloyd"), "priors.mvdream": ("MVDream", "Cameras"),
+        "priors.zero123": ("Zero123", "FromPicture"), "priors.prompts": ("Plain", "Four", "Eight"),
+        "priors.lora": ("Lora",), "picard.rollout": ("Adam", "AdamW", "Adan", "SGD")}.items() for name in names}
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class that `use` may name."""
+
+    use: str
+    doc: str
+    context: tuple[str, ...]  # parameters that the program gives
+    keys: Mapping[str, tuple[Any, Any]]  # annotation and default of each; MISSING: no default
+
+    @property
+    def about(self) -> str:
+        """What it is: the docstring's first paragraph."""
+        return self.doc.partition("\n\n")[0]
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """The docstring's line about each key."""
+        return {name: " ".join(text.split()) for name, text in re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", self.doc)}
+
+    def load(self) -> type:
+        """The class itself, imported now. Raises UserError where it needs a package that is not there."""
+        if self.use in plugins():
+            return _loaded(self.use)
+        try:
+            return getattr(importlib.import_module(f"mpiprop.{MODULES[self.use]}"), self.use)
+        except ImportError as error:
+            raise UserError(f"{self.use} needs a package that does not load here: {error}") from None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A component to be built: its class and all of its keys."""
+
+    use: str
+    keys: Mapping[str, Any]
+    path: str = field(default="", compare=False)  # where it stands in the configuration, for messages
+
+    def part(self, name: str) -> "Node":
+        """The nested component `name`. Raises UserError where there is none."""
+        if not isinstance(self.keys.get(name), Node):
+            raise UserError(f"{self.path}.{name}: missing; {self.use} needs a component there ({{use: ...}})")
+        return self.keys[name]
+
+
+def takes(node: Node, name: str) -> bool:
+    """Whether a component is given `name` by the program."""
+    return name in find(node.use).context
+
+
+def needs(node: Node, name: str) -> bool:
+    """Whether a component, or one nested in it, is given `name` by the program."""
+    inner = (value for value in node.keys.values() if isinstance(value, Node))
+    return takes(node, name) or any(needs(part, name) for part in inner)
+
+
+def build(node: Node, *context: Any, **given: Any) -> Any:
+    """The component of `node`, given its positional parameters and, by name, what replaces keys of it."""
+    component = find(node.use)
+    keys = {name: value for name, value in node.keys.items() if name in component.keys}
+    with placed(node.path):
+        made = component.load()
+        try:
+            inspect.signature(made).bind(*context, **(keys | given))
+        except TypeError:
+            raise UserError(f"{node.use} cannot stand here: it needs other things than this place gives") from None
+        return made(*context, **(keys | given))
+
+
+@contextmanager
+def placed(path: str) -> Iterator[None]:
+    """Puts the place in the configuration before the mistakes that show inside; what arithmetic raises on numbers that make
+    no sense, and memory that does not suffice, count among them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ArithmeticError, IndexError, MemoryError, RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise UserError(f"{path}: does not fit into the memory here; lower its sizes") from error
+        first = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{path}: does not work with these values ({type(error).__name__}: {first})") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of the host or a GPU, does not suffice."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ("allocate memory", "out of memory"))
+
+
+@cache
+def find(use: str, part: str = "") -> Component:
+    """The component that `use` names. Raises UserError with the nearest name where there is none, or none that can be
+    `part` of a stage."""
+    kind = next((kind for kind, uses in OWN.items() if use in uses), None)
+    own = OWN.get(part) or MODULES
+    if kind and part in OWN and kind != part:
+        raise UserError(f"{use} is for {kind!r}, not for {part!r}{suggestion(use, own)}")
+    if kind:
+        return _read(use)
+    if use in plugins():
+        return _inspected(use)
+    raise UserError(f"{use!r} is not a component of mpiprop or of an installed plug-in{suggestion(use, [*own, *plugins()])}")
+
+
+@cache
+def plugins() -> dict[str, tuple[EntryPoint, ...]]:
+    """What installed packages register, by name. A name of mpiprop's own is not theirs to give."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name not in MODULES:
+            found[entry.name] = (*found.get(entry.name, ()), entry)
+    return found
+
+
+def _loaded(use: str) -> type:
+    """The class that a package registers as `use`."""
+    entry, *others = plugins()[use]
+    if others:
+        packages = " and ".join(sorted(entry.dist.name for entry in plugins()[use]))
+        raise UserError(f"{use!r} is registered by several packages, {packages}: uninstall all but one")
+    try:
+        component = entry.load()
+    except Exception as error:  # whatever another package's code raises
+        raise UserError(f"{use!r} of the package {entry.dist.name} does not load: {type(error).__name__}: "
+                        f"{str(error).partition(chr(10))[0]}") from error
+    if not inspect.isclass(component):
+        raise UserError(f"{use!r} of the package {entry.dist.name} is {entry.value}, which is not a class")
+    return component
+
+
+def _inspected(use: str) -> Component:
+    """What a plug-in's class says of itself, which takes importing it."""
+    component = _loaded(use)
+    hints = get_type_hints(component.__init__)
+    every = inspect.signature(component).parameters.values()
+    context = tuple(p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    keys = {p.name: (hints.get(p.name), MISSING if p.default is p.empty else p.default)
+            for p in every if p.kind is p.KEYWORD_ONLY}
+    return Component(use, inspect.getdoc(component) or "", context, keys)
+
+
+def _read(use: str) -> Component:
+    """What a class of mpiprop says of itself, read from its source."""
+    module = MODULES[use]
+    doc = inspect.cleandoc(ast.get_docstring(_definition(module, use)[1]) or "")
+    module, init = _constructor(module, use)
+    given = init.args
+    keys = {arg.arg: (_value(module, arg.annotation), MISSING if default is None else _value(module, default))
+            for arg, default in zip(given.kwonlyargs, given.kw_defaults)}
+    return Component(use, doc, tuple(arg.arg for arg in given.args[1:]), keys)
+
+
+def _constructor(module: str, name: str) -> tuple[str, ast.FunctionDef]:
+    """The constructor of a class, which may be that of its first base, and the module that it is in."""
+    module, node = _definition(module, name)
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
+            return module, inner
+    return _constructor(module, node.bases[0].id)
+
+
+def _definition(module: str, name: str) -> tuple[str, ast.AST]:
+    """Where `name` of a module is defined, a class or an assigned value; imports from within mpiprop are followed."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [name]:
+            return module, node.value
+        if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            above = ["mpiprop", *module.split(".")][:-node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            if origin.startswith("mpiprop."):
+                return _definition(origin.removeprefix("mpiprop."), name)
+    raise KeyError(name)
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+class _Names(dict):
+    """The names that annotations and defaults of a module of mpiprop are made of."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(Schedule=Schedule, Literal=Literal, Sequence=Sequence, Node=Node)
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        return _value(*_definition(self.module, name))
+
+
+def _value(module: str, node: ast.expr) -> Any:
+    return eval(compile(ast.Expression(node), module, "eval"), {}, _Names(module))

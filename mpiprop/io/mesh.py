@@ -1,0 +1,208 @@
+"""The surface of a density field as a triangle mesh with colours or a texture, fit for other programs.
+
+Marching cubes: Lorensen and Cline 1987, section 4. Fewer faces by quadric errors: Garland and Heckbert 1997, section 4.
+Letters: N points, V vertices, F faces, X x Y x Z grid points. World: right-handed, z up, azimuth 0 on +x ("front").
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from mpiprop.core.errors import RunError
+from mpiprop.io.atlas import Atlas, Texture, paint, unwrap
+from mpiprop.geometry.triangles import vertex_normals
+
+if TYPE_CHECKING:
+    from mpiprop.objective.scene import Scene
+    from mpiprop.shapes.base import Skin
+
+Say = Callable[[str], None]
+Function = Callable[[Tensor], Tensor]  # of points [N, 3]
+EMPTY = 1e-5  # densities up to here are empty space, not part of the mean that "auto" takes
+MARGIN = 0.1  # of the coarse mesh's extent, on each side of the box that is looked at closely
+CHUNK = 1 << 16  # points evaluated at a time
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles in the world frame, counterclockwise seen from outside."""
+
+    vertices: ndarray  # [V, 3] float32, world units
+    faces: ndarray  # [F, 3] int32
+    colours: ndarray | None = None  # [V, 3] float32 sRGB in [0, 1]
+    texture: Texture | None = None
+
+    @property
+    def normals(self) -> ndarray:
+        """Outward unit normals [V, 3]: the mean of the faces around a vertex, by area; +z where they cancel."""
+        return vertex_normals(torch.from_numpy(self.vertices).double(), torch.from_numpy(self.faces).long()).float().numpy()
+
+    @property
+    def open_edges(self) -> int:
+        """How many edges are not shared by exactly two faces: none on a watertight mesh."""
+        edges = np.sort(np.concatenate([self.faces[:, [0, 1]], self.faces[:, [1, 2]], self.faces[:, [2, 0]]]), 1)
+        return int((np.unique(edges, axis=0, return_counts=True)[1] != 2).sum())
+
+
+def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["auto"] = "auto", say: Say = print, *,
+            parts: float = 0.01, faces: int = 0, texture: int = 0, height_m: float = 0.0) -> Mesh:
+    """The surface of a scene, found by `iso_surface` where it is a field, made ready for other programs by `finish`; the
+    keys of `mesh`. A mesh that has a texture of its own keeps it, and all of its faces."""
+    if (own := scene.texture()) is not None:
+        return real_size(_with_own_texture(scene, *own, say), height_m)
+    if (found := scene.surface()) is not None:
+        vertices, corners = (tensor.cpu().numpy() for tensor in found)
+        mesh = without_crumbs(Mesh(vertices, corners.astype(np.int32)), parts)
+    else:
+        level = threshold if scene.level is None else scene.level
+        mesh = iso_surface(lambda x: scene.solid(x.to(scene.device)), scene.bound, resolution, level, say, parts)
+    return finish(mesh, lambda x: scene.albedo(x.to(scene.device)), faces, texture, height_m, say)
+
+
+def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, height_m: float = 0.0, say: Say = print,
+           pbr: Function | None = None) -> Mesh:
+    """The mesh brought down to `faces` faces, with colours, a texture of `texture` texels a side, `height_m` metres tall.
+
+    Zero leaves a step out. albedo: points [N, 3] -> sRGB [N, 3]; pbr: points -> roughness and metallic [N, 2]; both in
+    [0, 1]. What was made is said through `say`. Raises RunError where the packages for it are missing.
+    """
+    mesh = coloured(decimated(mesh, faces), albedo)
+    mesh = textured(mesh, albedo, texture, pbr) if texture else mesh
+    count = mesh.open_edges
+    closed = f"{count:,} open edge{'s' * (count != 1)}" if count else "watertight"
+    say(f"mesh: {len(mesh.faces):,} faces, {closed}"
+        + (f", texture {texture} x {texture}" if texture else "") + (f", {height_m:g} m tall" if height_m else ""))
+    return real_size(mesh, height_m)
+
+
+def iso_surface(density: Function, bound: float, resolution: int = 128, threshold: float | Literal["auto"] = "auto",
+                say: Say = print, parts: float = 0.01) -> Mesh:
+    """The closed surface where `density` (points [N, 3] -> [N]) falls through `threshold` inside [-bound, bound]^3.
+
+    A first, coarser pass finds the box that holds the surface; the second spends `resolution` cells on its longest
+    side. "auto" is, in each pass, the mean of the densities that are not empty; the last is said through `say`.
+    `parts`: see `without_crumbs`. Raises RunError where nothing is there.
+    """
+    box = np.array([[-bound] * 3, [bound] * 3])
+    lo, spacing, field = _sample(density, box, max(2, resolution // 2))
+    coarse, _ = _march(lo, spacing, field, _level(field, threshold))
+    extent = np.ptp(coarse, axis=0)
+    tight = np.clip([coarse.min(0) - MARGIN * extent, coarse.max(0) + MARGIN * extent], -bound, bound)
+    lo, spacing, field = _sample(density, tight, resolution)
+    level = _level(field, threshold)
+    vertices, faces = _march(lo, spacing, field, level)
+    mesh = without_crumbs(Mesh(np.clip(vertices, -bound, bound).astype(np.float32), faces), parts)
+    chosen = "mean of the density where not empty" if threshold == "auto" else "as configured"
+    say(f"mesh: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces at density {level:.4g} ({chosen})")
+    return mesh
+
+
+def without_crumbs(mesh: Mesh, parts: float = 0.01) -> Mesh:
+    """The bare mesh without components of fewer faces than `parts` (0 to 1) times the largest one's, nor unused vertices."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    V, faces = len(mesh.vertices), mesh.faces
+    edges = coo_array((np.ones(2 * len(faces), bool), (faces[:, [0, 0]].ravel(), faces[:, 1:].ravel())), (V, V))
+    component = connected_components(edges, directed=False)[1][faces[:, 0]]
+    size = np.bincount(component)
+    faces = faces[size[component] >= parts * size.max()]
+    used, faces = np.unique(faces, return_inverse=True)
+    return Mesh(mesh.vertices[used], faces.reshape(-1, 3).astype(np.int32))
+
+
+def decimated(mesh: Mesh, faces: int) -> Mesh:
+    """The bare mesh with `faces` faces; the mesh itself where it has no more, or `faces` is 0.
+
+    Below some hundreds it stays above `faces` where the shape would be lost. Raises RunError without its package.
+    """
+    if not 0 < faces < len(mesh.faces):
+        return mesh
+    try:
+        from fast_simplification import simplify
+    except ImportError:
+        raise RunError("mesh.faces: needs the package fast-simplification (pip install fast-simplification); "
+                       "mesh.faces=0 keeps all faces") from None
+    vertices, kept = simplify(mesh.vertices, mesh.faces, target_count=faces, agg=5)  # its 7 turns faces over
+    return Mesh(vertices.astype(np.float32), kept.astype(np.int32))
+
+
+def coloured(mesh: Mesh, albedo: Function) -> Mesh:
+    """The mesh with the colours that `albedo` (points [N, 3] -> [N, 3] in [0, 1]) has at its vertices."""
+    return replace(mesh, colours=_colours(albedo, mesh.vertices))
+
+
+def textured(mesh: Mesh, albedo: Function, size: int, pbr: Function | None = None) -> Mesh:
+    """The mesh with the colours, and roughness and metallic, that the functions have on it, in pictures of size x size."""
+    atlas = unwrap(mesh.vertices, mesh.faces, mesh.normals, size)
+    where, x = atlas.texels(mesh.vertices, size)
+    pictures = [paint(where, _colours(function, x), size) for function in (albedo, pbr) if function]
+    return replace(mesh, texture=Texture(atlas, *pictures))
+
+
+def real_size(mesh: Mesh, height_m: float) -> Mesh:
+    """The mesh scaled to be that tall (m), standing on the ground z = 0 with the middle of its box above the origin; as it
+    is if 0."""
+    if not height_m:
+        return mesh
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    foot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
+    return replace(mesh, vertices=((mesh.vertices - foot) * (height_m / (high - low)[2])).astype(np.float32))
+
+
+def _with_own_texture(scene: "Scene", skin: "Skin", albedo: Tensor, say: Say) -> Mesh:
+    """The mesh of a scene that has one with a texture, whose colours are also at its vertices."""
+    vertices, faces = (tensor.cpu().numpy() for tensor in scene.surface())
+    uv, corners, albedo = skin.uv.cpu().numpy(), skin.corners.cpu().numpy(), albedo.cpu().numpy()
+    source = np.zeros(len(uv), np.int32)
+    source[corners] = faces
+    texel = (uv * len(albedo)).astype(int).clip(0, len(albedo) - 1)
+    colours = np.zeros_like(vertices)
+    colours[source] = albedo[texel[:, 1], texel[:, 0]]
+    say(f"mesh: {len(faces):,} faces with their own texture, {len(albedo)} x {len(albedo)}")
+    return Mesh(vertices, faces.astype(np.int32), colours, Texture(Atlas(source, corners.astype(np.int32), uv), albedo))
+
+
+def _colours(function: Function, x: ndarray) -> ndarray:
+    return _chunked(function, torch.from_numpy(x)).clip(0, 1)
+
+
+def _chunked(function: Function, x: Tensor) -> ndarray:
+    with torch.no_grad():
+        return torch.cat([function(piece).float().cpu() for piece in x.split(CHUNK)]).numpy()
+
+
+def _sample(density: Function, box: ndarray, resolution: int) -> tuple[ndarray, float, ndarray]:
+    """The first grid point [3], the side of a cell, and the densities [X, Y, Z] of a grid of cubes over the box."""
+    extent = box[1] - box[0]
+    spacing = extent.max() / resolution
+    axes = [torch.arange(int(np.ceil(side / spacing - 1e-6)) + 1, dtype=torch.float64) * spacing for side in extent]
+    x = torch.cartesian_prod(*(axis + low for axis, low in zip(axes, box[0]))).float()
+    field = _chunked(density, x).reshape([len(axis) for axis in axes])
+    if not np.isfinite(field).all():
+        raise RunError("mesh: the density is not finite everywhere; export an earlier checkpoint")
+    return box[0], spacing, field
+
+
+def _level(field: ndarray, threshold: float | Literal["auto"]) -> float:
+    """The density at the surface. Raises RunError where the field nowhere exceeds it."""
+    something = field[field > EMPTY]
+    level = (something.mean(dtype=np.float64) if len(something) else EMPTY) if threshold == "auto" else threshold
+    if field.max() < level or not len(something):
+        raise RunError(f"mesh: the field is empty: no density above {level:.4g} (largest {field.max():.4g}); "
+                       "train longer, or lower mesh.threshold")
+    return float(level)
+
+
+def _march(lo: ndarray, spacing: float, field: ndarray, level: float) -> tuple[ndarray, ndarray]:
+    """Vertices [V, 3] and outward faces [F, 3]; empty space around the grid closes what reaches its border."""
+    from skimage.measure import marching_cubes
+
+    level = min(level, np.nextafter(field.max(), 0, dtype=np.float32))  # a field of one value is a full box
+    vertices, faces, _, _ = marching_cubes(np.pad(field, 1), level, gradient_direction="ascent", allow_degenerate=False)
+    return lo + (vertices - 1) * spacing, faces.astype(np.int32)

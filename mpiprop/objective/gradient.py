@@ -1,0 +1,82 @@
+"""The computation unit s: the gradient of one step's loss, a pure function of (theta, tau, seed).
+
+The loss is a sum of terms; each draws views, renders them, asks its guidance for the gradient that the prior wants in the
+image, and adds penalties. Everything random inside a term comes from the streams of (seed, tau, its stage and name).
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from mpiprop.core import steps
+from mpiprop.core.errors import RunError
+from mpiprop.core.steps import Schedule, Streams
+from mpiprop.core.theta import Drift, Theta
+from mpiprop.guidance.regularizers import PENALTIES, READ_NORMALS
+from mpiprop.objective.scene import Scene
+from mpiprop.views.cameras import Image, Views
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: where it looks from, what it wants there, and what it holds against the picture."""
+
+    name: str
+    views: Callable[[int, Streams], Views]
+    guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, dict[str, float]]]
+    weight: Schedule = 1.0
+    penalties: Mapping[str, Schedule] = field(default_factory=dict)
+    densify: bool = True  # whether its views tell which points of a cloud need company
+
+    def reads_normals(self, penalties: Collection[str]) -> bool:
+        """Whether the guidance or one of the penalties looks at normals."""
+        return getattr(self.guidance, "reads_normals", False) or not READ_NORMALS.isdisjoint(penalties)
+
+
+class ComputationUnit:
+    """s: Theta, tau -> Drift, its gradient in the scene's buffer. Raises RunError where a gradient is not finite."""
+
+    def __init__(self, scene: Scene, terms: list[Term], seed: int, stage: str) -> None:
+        self.scene, self.terms, self.seed, self.stage = scene, terms, seed, stage
+
+    def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Drift:
+        """The drift, or of several parts of the batch that part's share: gradients and losses of all parts add up."""
+        start = perf_counter()
+        self.scene.load(theta, tau)
+        self.scene.grad.zero_()
+        scalars: dict[str, float] = {}
+        for term in self.terms:
+            rng = Streams(self.seed, tau).of(self.stage).of(term.name)
+            views = term.views(tau, rng)
+            batch = len(views)
+            if not (some := range(batch * part // parts, batch * (part + 1) // parts)):
+                continue  # more parts than views
+            views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
+            weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
+            image = self.scene.render(views, tau, rng, normals=term.reads_normals(weights))
+            loss, told = term.guidance(image, views, tau, rng)
+            loss = steps.at(term.weight, tau) * loss
+            for name, weight in weights.items():
+                penalty = PENALTIES[name](image, views)
+                told[name] = penalty.item()
+                loss = loss + weight * penalty
+            (share * loss).backward()
+            if image.screen and term.densify:
+                self.scene.measure(image.screen, batch, views.size)
+            scalars |= {name: share * value for name, value in told.items()}
+        self._refuse_non_finite(tau, scalars)
+        return Drift(self.scene.grad, scalars, perf_counter() - start)
+
+    def _refuse_non_finite(self, tau: int, scalars: Mapping[str, float]) -> None:
+        grad = self.scene.grad[:self.scene.layout.D]
+        if all(isfinite(bound) for bound in torch.stack(grad.aminmax()).tolist()):
+            return
+        where = self.scene.layout.name_at(int((~grad.isfinite()).nonzero()[0]))
+        raise RunError(f"step {tau}: the gradient of {where} is not finite (losses: "
+                       + ", ".join(f"{name} {value:.3g}" for name, value in scalars.items())
+                       + "). The last good state is kept and `export` shows it; start anew with a lower learning rate or "
+                       "guidance scale, or seed")

@@ -1,0 +1,141 @@
+"""What is optimised, as modules that draw it and as one flat vector: the only place that knows both.
+
+Letters: N points, D trained numbers, L = D + the numbers that ride along. The parameters are views of theta.flat and
+their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mpiprop.core import ancestry
+from mpiprop.core.errors import UserError
+from mpiprop.core.steps import Streams
+from mpiprop.core.theta import MEASURED, Layout, Theta
+from mpiprop.priors.lora import Lora
+from mpiprop.render.splat import Splat
+from mpiprop.render.volume import Volume
+from mpiprop.shapes.clouds import splat_density
+from mpiprop.shapes.base import Shape, Skin
+from mpiprop.appearance.materials import NoMaterial
+from mpiprop.views.cameras import Image, Screen, Views
+
+
+class Scene:
+    """A shape of some material before a background, seen by a renderer.
+
+    Learning-rate groups are the parts of "geometry" (the shape: "geometry.encoding", ...), "material" and "background", and
+    "lora" (what a guidance learns), as far as they have parameters.
+    """
+
+    def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Volume | Splat,
+                 device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
+        self.device = torch.device(device)
+        self.shape, self.material, self.background = shape, material, background
+        self.renderer, self.lora = renderer, lora
+        modules = {"geometry": shape, "material": material, "background": background, **({"lora": lora} if lora else {})}
+        self._trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
+                         for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
+        self._riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
+        self._tensors = {name: tensor for name, tensor, *_ in (*self._trained, *self._riding)}
+        if shape.splats() and not (isinstance(renderer, Splat) and type(material) is NoMaterial):
+            raise UserError("render, material: Gaussians have colours of their own and one renderer; use Splat "
+                            "and NoMaterial")
+        theta = self.theta()
+        self._seat(theta.layout)
+        self.load(theta, 0)
+
+    def _seat(self, layout: Layout) -> None:
+        """Lays the gradient out like `layout`, whose entries say where each tensor's numbers are."""
+        self.layout = layout
+        self._seats = [(self._tensors[entry.name], entry) for entry in layout.entries]
+        self.grad = torch.zeros(layout.D + MEASURED * layout.N, device=self.device)
+
+    @property
+    def bound(self) -> float:
+        """Half the side of the box that holds everything (world units)."""
+        return self.shape.radius
+
+    def theta(self) -> Theta:
+        """A copy of the present numbers, of which the shape may have more or fewer than before."""
+        cloud = self.shape.splats()
+        layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
+                           [(name, tuple(b.shape)) for name, b in self._riding],
+                           {"lora": len(self.lora.lanes)} if self.lora else {}, len(cloud.means) if cloud else 0)
+        flat = torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries])
+        return Theta(flat, layout, ancestry.roots(layout.N) if cloud else None)
+
+    def load(self, theta: Theta, tau: int) -> "Scene":
+        """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
+        if theta.layout is not self.layout and theta.layout != self.layout:
+            self._seat(theta.layout)
+        for tensor, entry in self._seats:
+            tensor.data = theta.flat[entry.span].view(entry.shape)
+            if entry.group:
+                tensor.grad = self.grad[entry.span].view(entry.shape)
+        self.shape.at(tau)
+        return self
+
+    def measure(self, screen: Screen, batch: int, size: tuple[int, int]) -> None:
+        """Adds to what follows the gradient what `screen` tells of each point (see core.theta.Drift): in half images, of the
+        loss of each view alone, of which the loss is the mean over the batch."""
+        half = screen.means.new_tensor([size[1] / 2, size[0] / 2])
+        moves = (screen.means.grad * half).norm(dim=-1) * batch * screen.visible
+        self.grad[self.layout.D:].view(MEASURED, -1).add_(torch.stack([moves.sum(0), screen.visible.sum(0).to(moves)]))
+
+    def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
+        """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""
+        merge = self.lora is not None and self.lora.due(tau)
+        if not merge and not self.shape.due(tau):
+            return theta
+        fresh = replace(theta, flat=theta.flat.clone())
+        if merge:
+            lanes = fresh.flat[theta.layout.groups["lora"]].view(len(self.lora.lanes), -1)
+            lanes.copy_(lanes.mean(0))
+        if self.shape.due(tau):
+            self.load(fresh, tau).shape.refresh(tau, self.renderer.step(self.shape), rng)
+        return fresh
+
+    def render(self, views: Views, tau: int, rng: Streams | None = None, normals: bool = True) -> Image:
+        """The image of the scene at step tau, differentiable in its parameters; rng None: an evaluation image, without
+        jitter or drawn shading. `normals` False leaves out those that the shading does not read."""
+        views = views.to(self.device)
+        normals = self.shape.has_normals and (normals or self.material.wants_normals(tau, rng, views.unlit))
+        shade = partial(self.material, tau=tau, rng=rng, unlit=views.unlit)
+        return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, normals)
+
+    @torch.no_grad()
+    def surface(self) -> tuple[Tensor, Tensor] | None:
+        """Vertices [V, 3] and faces [F, 3] of a shape that is a surface; None of a field."""
+        return self.shape.surface()
+
+    @torch.no_grad()
+    def texture(self) -> tuple[Skin, Tensor] | None:
+        """The skin of a shape that has one, and its unlit colours [S, S, 3] in [0, 1]."""
+        if (skin := self.shape.skin()) is None:
+            return None
+        return skin, self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)
+
+    @torch.no_grad()
+    def cloud(self) -> dict[str, Tensor] | None:
+        """The raw numbers of a cloud of Gaussians, a row each; None for anything else."""
+        return self.shape.cloud()
+
+    @property
+    def level(self) -> float | None:
+        """Of `solid` at a field's surface; None where it is a matter of choice."""
+        return self.shape.level
+
+    @torch.no_grad()
+    def solid(self, x: Tensor) -> Tensor:
+        """What [N] of a field or a cloud exceeds a level inside its surface, at points [N, 3]."""
+        return self.shape.solid(x)
+
+    @torch.no_grad()
+    def albedo(self, x: Tensor) -> Tensor:
+        """Unlit colour [N, 3] in [0, 1] at points [N, 3]."""
+        if (cloud := self.shape.splats()) is not None:
+            return splat_density.colour(cloud, x)
+        return self.material.albedo(self.shape.features(x)).clamp(0, 1)

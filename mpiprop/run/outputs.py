@@ -1,0 +1,139 @@
+"""The pictures and files of a run, from one theta: previews while it runs, turntable, views, mesh and report at its end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mpiprop.run import checkpoint, folders
+from mpiprop import report
+from mpiprop.config.loader import Run
+from mpiprop.core.errors import RunError, UserError
+from mpiprop.core.log import Log
+from mpiprop.core.theta import Theta
+from mpiprop.guidance.reference import before, psnr
+from mpiprop.run.stage import Stage
+from mpiprop.report.judged import Judged, judge
+from mpiprop.report.made import Made
+from mpiprop.shapes.clouds.ply import number
+from mpiprop.views.cameras import Views, orbit
+from mpiprop.views.reference import Reference
+
+VIEWS = 12  # what views/ holds and `evaluate` looks at
+PROBE = 40  # pixels a side of the views that tell whether an object fits
+FARTHER = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)  # times the configured distance
+
+
+def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
+           ) -> tuple[Stage, checkpoint.Checkpoint]:
+    """The stage that the run in `folder` is in, and its newest checkpoint. Raises UserError where there is none."""
+    run = folders.configured(folder, overrides)
+    if not (folder / "window.h5").is_file():
+        raise UserError(f"{folder}: has no checkpoint (window.h5) yet")
+    torch.set_num_threads(max(run.threads, torch.get_num_threads()))
+    found = checkpoint.load(folder / "window.h5", device)
+    return Stage(run, run.index(found.stage), torch.device(device)), found
+
+
+def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None) -> Tensor:
+    """Evaluation renders [B, H, W, 3] on the CPU of theta_T's scene, view by view; `stay` may raise in between."""
+    scene, pictures = stage.scene.load(theta, stage.T), []
+    for i in range(len(views)):
+        stay()
+        with torch.no_grad():
+            pictures.append(scene.render(views[i:i + 1], stage.T, normals=False).rgb[0].clamp(0, 1).cpu())
+    return torch.stack(pictures)
+
+
+def farther(stage: Stage, theta: Theta, n: int) -> float:
+    """How many times as far away as configured n evaluation views need to be to show all of theta_T's object: 1 where it
+    fits, at most the last of FARTHER."""
+    scene, views = stage.scene.load(theta, stage.T), stage.views[0].turntable(n, (PROBE, PROBE))
+
+    def cut(view: Views) -> bool:
+        opacity = scene.render(view, stage.T, normals=False).opacity[0, :, :, 0]
+        return bool(max(opacity[[0, -1]].max(), opacity[:, [0, -1]].max()) > 0.5)
+    with torch.no_grad():
+        return next((factor for factor in FARTHER[:-1]
+                     if not any(cut(views[i:i + 1].farther(factor)) for i in range(n))), FARTHER[-1])
+
+
+def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> Tensor:
+    """previews/STAGE-TAU.png: a few views side by side, [H, views * W, 3]."""
+    from mpiprop.io.pictures import png
+
+    n, size = run.preview.views, run.preview.size
+    views = stage.views[0].turntable(n, (size, size)).farther(farther(stage, theta, n))
+    pictures = frames(stage, theta, views)
+    strip = torch.cat(list(pictures), 1)
+    (folder / "previews").mkdir(exist_ok=True)
+    png(strip, folder / "previews" / f"{stage.name}-{tau:06d}.png")
+    return strip
+
+
+def likeness(stage: Stage, theta: Theta, reference: Reference, size: int) -> tuple[Tensor, float]:
+    """The picture that the object was made from beside the object from there [H, 2 W, 3], and their PSNR (dB)."""
+    side = min(size, len(reference.rgba))
+    picture = reference.resized(side).to(stage.device)
+    view = orbit(reference.azimuth, reference.elevation, reference.distance, reference.fovy, (side, side))
+    with torch.no_grad():
+        image = stage.scene.load(theta, stage.T).render(replace(view, unlit=True), stage.T, normals=False)
+        pair = torch.cat([before(image, picture, picture.rgba[..., 3:])[0], image.rgb[0].clamp(0, 1)], 1)
+    return pair.cpu(), psnr(image, picture)
+
+
+def cloud(stage: Stage, theta: Theta, folder: Path) -> None:
+    """Writes cloud.ply if theta_T is a cloud of Gaussians."""
+    from mpiprop.io.files import write_cloud
+
+    if rows := stage.scene.load(theta, stage.T).cloud():
+        write_cloud(rows, folder / "cloud.ply")
+
+
+def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:
+    """All results of a finished run, what they are in a few lines, and `done` last of all."""
+    from mpiprop.io.files import write as write_mesh
+    from mpiprop.io.mesh import extract
+    from mpiprop.io.pictures import film, has_ffmpeg, png
+
+    size, views, psnr_db, mesh = run.turntable.size, stage.views[0], None, None
+    if (factor := farther(stage, theta, VIEWS)) > 1:
+        log.say(f"views and turntable are seen from {factor:g} times eval_distance: the object would not fit otherwise")
+    (folder / "views").mkdir(exist_ok=True)
+    for i, picture in enumerate(frames(stage, theta, views.turntable(VIEWS, (size, size)).farther(factor), stay)):
+        png(picture, folder / "views" / f"{i:03d}.png")
+    if stage.reference is not None:
+        pair, psnr_db = likeness(stage, theta, stage.reference, 2 * size)
+        png(pair, folder / "likeness.png")
+    turn = frames(stage, theta, views.turntable(run.turntable.frames, (size, size)).farther(factor), stay)
+    film(turn, folder / "turntable.gif", run.turntable.fps)
+    if has_ffmpeg():
+        film(turn, folder / "turntable.mp4", run.turntable.fps)
+    stay()
+    cloud(stage, theta, folder)
+    try:
+        mesh = extract(stage.scene.load(theta, stage.T), say=log.note, **asdict(run.mesh))
+    except RunError as error:  # the run is done all the same
+        log.say(f"{error}; no mesh.glb", error=True)
+    else:
+        write_mesh(mesh, folder / "mesh.glb")
+    points = folder / "cloud.ply"  # of this stage or an earlier one
+    made = Made(mesh and len(mesh.faces), mesh and mesh.open_edges, number(points) if points.exists() else None, psnr_db,
+                _judged(run, folder, log))
+    made.write(folder)
+    report.write([report.RunSummary.read(folder)], folder / "report.html")
+    for line in made.lines():
+        log.say(line)
+    (folder / "done").write_text("")
+    log.say(f"done: look at {folder / 'turntable.gif'} or open {folder / 'report.html'}")
+
+
+def _judged(run: Run, folder: Path, log: Log) -> Judged | None:
+    """What the built-in judge takes the object for. A run is done without it, too."""
+    try:
+        return judge(run.prompt, sorted((folder / "views").glob("*.png")))
+    except Exception as error:
+        log.note(f"the built-in judge could not look: {type(error).__name__}: {error}")
+        return None

@@ -1,0 +1,157 @@
+"""One stage of a run, from its configuration: the scene on every rank, the unit where it evaluates, the rollout on root."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from mpiprop.run import transition
+from mpiprop.config.components import Node, build, placed, takes
+from mpiprop.config.loader import Run
+from mpiprop.config.conversion import plain
+from mpiprop.core.errors import UserError, suggestion
+from mpiprop.core.steps import Streams
+from mpiprop.core.theta import Theta
+from mpiprop.guidance.regularizers import PENALTIES
+from mpiprop.picard import algorithm, pipelined, threshold
+from mpiprop.optim.rollout import Rollout
+from mpiprop.picard.window import Threshold, Window, copies, distance
+from mpiprop.priors.base import Prior
+from mpiprop.priors.lora import Lora
+from mpiprop.priors.prompts import Conditions
+from mpiprop.objective.scene import Scene
+from mpiprop.objective.gradient import ComputationUnit, Term
+from mpiprop.views.reference import Pose, Reference
+
+
+class Stage:
+    """A stage's parts, made when asked for: root loads no prior, workers no optimiser."""
+
+    def __init__(self, run: Run, index: int, device: torch.device, reference: Reference | None = None) -> None:
+        """A unit needs the picture `reference` where guidances do; everything else does without."""
+        self.run, self.config, self.device, self.reference = run, run.stages[index], device, reference
+        self.name, self.T = self.config.name, self.config.steps
+        self.init = Streams(run.seed, 0).of(f"{self.name}/init")
+        self._priors: dict[str, Prior] = {}
+        self.lora = self._lora()
+        self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
+                           build(self.config.background, self.init), build(self.config.render), device, self.lora)
+        self.views = [build(term.views, **_given(term.views, pose=Pose.of(run.reference))) for term in self.config.terms]
+        for i, term in enumerate(self.config.terms):
+            for unknown in set(term.penalties) - set(PENALTIES):
+                raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
+
+    def embeddings(self) -> list[Conditions | None]:
+        """What the prior of every term that has one is to be told: done on one rank, whose encoders are freed at once."""
+        return [self._told(term.guidance) if takes(term.guidance, "prompts") else None for term in self.config.terms]
+
+    def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
+        """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
+        terms = []
+        for term, views, told in zip(self.config.terms, self.views, embeddings):
+            given = {"lora": self.lora, "reference": self.reference}
+            if told is not None:
+                given |= {"prior": self.prior(term.guidance), "prompts": told}
+            terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
+                              term.penalties, term.densify))
+        return ComputationUnit(self.scene, terms, self.run.seed, self.name)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model is not to be had."""
+        for term in self.config.terms:
+            if takes(term.guidance, "prior"):
+                self.prior(term.guidance)
+        return sum(prior.weight_bytes() for prior in self._priors.values())
+
+    def rollout(self) -> Rollout:
+        """h-dagger."""
+        optimiser = build(self.config.optimiser, self.scene.layout)
+
+        def refresh(theta: Theta, tau: int) -> Theta:
+            return self.scene.refresh(theta, tau, Streams(self.run.seed, tau).of(f"{self.name}/riding"))
+
+        def streams(tau: int) -> Streams:
+            return Streams(self.run.seed, tau).of(f"{self.name}/structure")
+        return Rollout(optimiser, refresh, self.scene.shape.structure(streams))
+
+    def begin(self, previous: "Stage", theta: Theta, say: Callable[[str], None]) -> Theta:
+        """theta_0 after the stage `previous` has ended with `theta`: its shape, and what else is laid out alike.
+
+        Raises UserError where this stage's shape cannot begin with the other's.
+        """
+        before, view = previous.scene.load(theta, previous.T), previous.views[0].turntable(1, (1, 1))
+        transition.begin(self.scene, before, previous.T, view, say)
+        fresh = self.scene.theta()
+        old = {entry.name: entry for entry in theta.layout.entries}
+        for entry in fresh.layout.entries:
+            if entry.name.startswith(("material.", "background.")) and entry.name in old:
+                if old[entry.name].shape == entry.shape:
+                    fresh.flat[entry.span] = theta.flat[old[entry.name].span]
+        return fresh
+
+    def open_window(self, rollout: Rollout, theta: Theta) -> Window:
+        """The window of a stage that begins at theta."""
+        rule = self.config.window.threshold
+        return Window(rollout.start(theta), (), 0.0 if rule == "auto" else rule)
+
+    def retold(self, window: Window, then: float | str) -> Window:
+        """A saved window under this configuration's threshold, which may differ from the one it was saved under."""
+        rule = self.config.window.threshold
+        return window if rule in (then, "auto") else replace(window, e=rule)
+
+    def threshold(self) -> Threshold:
+        """The rule for e: threshold 0 stays exact, auto follows the optimiser's steps, else Algorithm 2's."""
+        window = self.config.window
+        if window.threshold == "auto":
+            return threshold.relative(window.decay, window.relative)
+        return threshold.fixed if window.threshold == 0 else threshold.adaptive(window.decay, window.aggregate)
+
+    def propel(self, rollout: Rollout) -> Callable[..., Iterator[Window]]:
+        """The iteration that the window's keys ask for, to be given a window, s, h_dagger and T: Algorithm 2 as printed where
+        nothing is reused or predicted, else its pipelined form."""
+        window = self.config.window
+        learnt = ("lora",) if window.compare == "scene" else ()
+        keys = {"p": window.size, "threshold": self.threshold(), "d": partial(distance, without=learnt)}
+        if not window.reuse and window.predict == "copy":
+            return partial(algorithm.propel, **keys)
+        predict = rollout.predict if window.predict == "momentum" else copies
+        return partial(pipelined.propel, **keys, predict=predict, reuse=window.reuse)
+
+    def _lora(self) -> Lora | None:
+        """What the stage's guidance trains beside the scene."""
+        learning = [term.guidance for term in self.config.terms if takes(term.guidance, "lora")]
+        if len(learning) > 1:
+            raise UserError(f"{learning[1].path}.lora: one term of a stage can learn, and {learning[0].path} does")
+        if not learning:
+            return None
+        node = learning[0].part("lora")
+        lora = build(node, self.prior(node if "prior" in node.keys else learning[0]), self.init)
+        with placed(node.path):
+            lora.check(self.prior(learning[0]))
+        return lora
+
+    def _told(self, guidance: Node) -> Conditions:
+        """What a guidance's prior is to be told of the prompt or the picture."""
+        try:
+            return self.prompts(guidance).encode(self.prior(guidance), self.run.prompt)
+        except UserError as error:
+            raise UserError(f"{guidance.part('prompts').path}: {error}") from None
+
+    def prompts(self, guidance: Node) -> Any:
+        """What tells a guidance's prior of the prompt or the picture, built."""
+        node = guidance.part("prompts")
+        return build(node, **_given(node, reference=self.reference))
+
+    def prior(self, guidance: Node) -> Prior:
+        """The prior of a guidance; one object for all that say the same."""
+        node = guidance.part("prior")
+        if (key := repr(plain(node))) not in self._priors:
+            self._priors[key] = build(node, self.device)
+        return self._priors[key]
+
+
+def _given(component: Node, **things: object) -> dict[str, object]:
+    """Those of the things that a component is given by the program."""
+    return {name: thing for name, thing in things.items() if takes(component, name)}
