@@ -132,7 +132,7 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
         keys |= {f"stages.{i}.shape.{key}": value for key, value in TINY[stage.shape.use].items()}
         if stage.shape.keys.get("threshold") == 25.0:  # more than the first blob has, or two steps add
             keys[f"stages.{i}.shape.threshold"] = "auto"
-        if "volume" in stage.render.use:
+        if stage.render.use == "Volume":
             keys[f"stages.{i}.render.samples"] = 32
         if len(stage.terms) > 1:
             keys[f"stages.{i}.terms.1.views.size"] = 16
@@ -142,4 +142,4 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
     names = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(names)) == [f'{{"stage": "{stage.name}"' for stage in run.stages]
     assert (tmp_path / "run" / "mesh.glb").exists() and (tmp_path / "run" / "done").exists()
-    assert (tmp_path / "run" / "cloud.ply").exists() == run.stages[0].shape.use.endswith("Gaussians")
+    assert (tmp_path / "run" / "cloud.ply").exists() == (run.stages[0].shape.use == "Gaussians")

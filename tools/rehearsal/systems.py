@@ -27,7 +27,7 @@ def overrides(name: str, index: int, model: str, small: bool, batch: int | None 
     if small:
         shape = stage.shape.use
         given += [f"{where}.shape.{key}={value}" for key, value in TINY[shape].items()]
-        given += [f"{where}.terms.0.views.size=16"] + [f"{where}.render.samples=32"] * ("volume" in stage.render.use)
+        given += [f"{where}.terms.0.views.size=16"] + [f"{where}.render.samples=32"] * (stage.render.use == "Volume")
         batch = batch or 2
     return given + ([f"{where}.terms.0.views.batch={batch}"] if batch else [])
 
