@@ -14,7 +14,7 @@ from mpiprop.run import checkpoint
 from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.run.checkpoint_file import inspect
 from mpiprop.core.errors import RunError, UserError
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Layout, State, Theta
 from mpiprop.picard.window import Window
 

@@ -12,9 +12,10 @@ from mpiprop.run import checkpoint
 from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.core import ancestry
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.core.theta import Drift, Layout, State, Theta
-from mpiprop.optim.rollout import Adam, Rollout
+from mpiprop.optim.optimisers import Adam
+from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import distance
 from mpiprop.shapes.clouds.densify import SEEN, Densify, Rules, grown, pruned, reset, values
 from mpiprop.shapes.clouds.gaussians import ROWS, Gaussians, spacing
@@ -47,7 +48,7 @@ def test_clones_and_splits_keep_their_lineage():
     y = grown(x, RULES, Streams(0, 3))
     expected = [i for i in range(20) if i not in (3, 7, 11)] + [1, 2] + 2 * [3, 7, 11]
     assert x.theta.rows(y.theta).tolist() == expected and y.theta.layout.N == 25
-    assert len(set(y.theta.points[:, 0].tolist())) == 25
+    assert len(set(y.theta.ancestry[:, 0].tolist())) == 25
     assert torch.equal(values(y.theta, "opacity"), values(x.theta, "opacity")[expected])
     assert torch.equal(values(y.theta, "position")[:19], values(x.theta, "position")[expected[:19]])
     assert torch.equal(values(y.theta, "scale")[19:], values(x.theta, "scale")[expected[19:]] - log(1.6))
@@ -73,7 +74,7 @@ def test_children_lie_about_their_parent_as_it_lay_in_space():
     alone = replace(x, slots={**x.slots, SEEN: state(2000, chosen=(7,)).slots[SEEN]})
     one = grown(alone, rules, Streams(0, 3))
     assert torch.equal(values(one.theta, "position")[-2:], values(y.theta, "position")[[7, 2007]])
-    assert torch.equal(one.theta.points[-2:, 0], y.theta.points[[7, 2007], 0])
+    assert torch.equal(one.theta.ancestry[-2:, 0], y.theta.ancestry[[7, 2007], 0])
 
 
 @pytest.mark.parametrize("large", [(), (4,)])
@@ -86,14 +87,14 @@ def test_exactly_one_may_be_chosen(large):
 def test_as_many_as_before_may_be_others():
     """Two rollouts of one step clone one Gaussian each, but not the same one: equal numbers are no identity."""
     a, b = (grown(state(5, chosen=(i,)), RULES, Streams(0, 3)) for i in (1, 3))
-    assert a.theta.layout == b.theta.layout and torch.equal(a.theta.points[:5], b.theta.points[:5])
+    assert a.theta.layout == b.theta.layout and torch.equal(a.theta.ancestry[:5], b.theta.ancestry[:5])
     assert a.theta.rows(b.theta).tolist() == [0, 1, 2, 3, 4, 3] and b.theta.rows(a.theta).tolist() == [0, 1, 2, 3, 4, 1]
     grad = torch.arange(float(a.theta.layout.D + 12))
     read = Drift(grad).read_as(a.theta, b.theta).grad
     assert torch.equal(read[:18].view(6, 3), grad[:18].view(6, 3)[[0, 1, 2, 3, 4, 3]])
     assert torch.equal(read[-12:].view(2, 6), grad[-12:].view(2, 6)[:, [0, 1, 2, 3, 4, 3]])
     assert distance(a.theta, b.theta) > 0 and distance(a.theta, a.theta) == 0
-    same = Theta(a.theta.flat.clone(), a.theta.layout, b.theta.points)
+    same = Theta(a.theta.flat.clone(), a.theta.layout, b.theta.ancestry)
     assert 0 < distance(a.theta, same)  # the same numbers of others
 
 
@@ -142,16 +143,16 @@ def test_pruning_keeps_one_and_a_reset_clears_averages_of_opacities_alone():
     x = state(8)
     assert pruned(x, 1.0, 0.0, 9.0).theta.layout.N == 1
     wide = state(8, large=(3,))
-    assert pruned(wide, 0.0, 0.3, 9.0).theta.points[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert pruned(wide, 0.0, 0.3, 9.0).theta.ancestry[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 7]
     far = values(x.theta, "position").abs().amax(1) > 1
-    assert far.any() and torch.equal(pruned(x, 0.0, 0.0, 1.0).theta.points, x.theta.points[~far])
+    assert far.any() and torch.equal(pruned(x, 0.0, 0.0, 1.0).theta.ancestry, x.theta.ancestry[~far])
     kept = x.theta.flat.clone()
     y = reset(x, 0.2)
     assert values(y.theta, "opacity").sigmoid().max() <= 0.2 + 1e-6 and torch.equal(x.theta.flat, kept)
     for slot in ("m", "v"):
         held, before = Theta(y.slots[slot], y.theta.layout), Theta(x.slots[slot], x.theta.layout)
         assert not values(held, "opacity").any() and torch.equal(values(held, "scale"), values(before, "scale"))
-    assert y.theta.points is not x.theta.points  # a step that no optimiser made
+    assert y.theta.ancestry is not x.theta.ancestry  # a step that no optimiser made
 
 
 def test_the_rollout_equals_a_loop_over_lists_of_tensors_and_torchs_adam():
@@ -189,7 +190,7 @@ def test_the_rollout_equals_a_loop_over_lists_of_tensors_and_torchs_adam():
         total, count = total[rows].clone(), count[rows].clone()
 
     for tau in range(9):
-        flat = torch.stack([gradient(one, tau) for one in x.theta.points[:, 0].tolist()])
+        flat = torch.stack([gradient(one, tau) for one in x.theta.ancestry[:, 0].tolist()])
         parts, seen = flat.split([3, 3, 0, 3, 4, 1], 1), torch.stack([flat[:, 0].abs(), torch.ones(len(flat))])
         x = rollout(Drift(torch.cat([*(part.reshape(-1) for part in parts), torch.zeros(5), *seen])), x)
 
@@ -217,7 +218,7 @@ def test_the_rollout_equals_a_loop_over_lists_of_tensors_and_torchs_adam():
                         row = first + child * len(splits) + n
                         tensors["position"][row] += R @ (tensors["scale"][row].exp() * draws[child])
                         tensors["scale"][row] -= log(1.6)
-            names = x.theta.points[:, 0].tolist()  # ids of new ones are the program's to choose; who is who is checked here
+            names = x.theta.ancestry[:, 0].tolist()  # ids of new ones are the program's to choose; who is who is checked here
             ids_before, changes = list(ids), changes + bool(clones and splits)
             rebuilt(rows, len(stay), divide)
             total, count = torch.zeros(len(rows)).double(), torch.zeros(len(rows)).double()
@@ -234,7 +235,7 @@ def test_the_rollout_equals_a_loop_over_lists_of_tensors_and_torchs_adam():
         assert x.theta.layout.N == len(ids)
         for name in ROWS:
             assert torch.allclose(values(x.theta, name).double(), own[name].detach(), atol=1e-5), (tau, name)
-    assert changes == 3 and x.theta.points[:, 1].tolist() == [parents.get(one, -1) for one in ids]
+    assert changes == 3 and x.theta.ancestry[:, 1].tolist() == [parents.get(one, -1) for one in ids]
 
 
 def slides(one, window=None):
@@ -258,16 +259,16 @@ def path() -> list[State]:
 
 
 def same(a: State, b: State) -> bool:
-    return (a.tau == b.tau and torch.equal(a.theta.flat, b.theta.flat) and torch.equal(a.theta.points, b.theta.points)
+    return (a.tau == b.tau and torch.equal(a.theta.flat, b.theta.flat) and torch.equal(a.theta.ancestry, b.theta.ancestry)
             and all(torch.equal(a.slots[name], b.slots[name]) for name in b.slots))
 
 
 def test_the_truth_clones_splits_prunes_and_resets(path):
-    born = [set(b.theta.points[:, 0].tolist()) - set(a.theta.points[:, 0].tolist()) for a, b in zip(path, path[1:])]
-    gone = [set(a.theta.points[:, 0].tolist()) - set(b.theta.points[:, 0].tolist()) for a, b in zip(path, path[1:])]
-    changed = [a.tau + 1 for a, b in zip(path, path[1:]) if a.theta.points is not b.theta.points]
+    born = [set(b.theta.ancestry[:, 0].tolist()) - set(a.theta.ancestry[:, 0].tolist()) for a, b in zip(path, path[1:])]
+    gone = [set(a.theta.ancestry[:, 0].tolist()) - set(b.theta.ancestry[:, 0].tolist()) for a, b in zip(path, path[1:])]
+    changed = [a.tau + 1 for a, b in zip(path, path[1:]) if a.theta.ancestry is not b.theta.ancestry]
     assert changed == [6, 12, 15, 18, 24] and all(born[tau - 1] for tau in (6, 12)) and sum(map(len, gone)) > 20
-    split = {one for step in gone for one in step} & {int(one) for x in path for one in x.theta.points[:, 1:2].flatten()}
+    split = {one for step in gone for one in step} & {int(one) for x in path for one in x.theta.ancestry[:, 1:2].flatten()}
     assert split and values(path[15].theta, "opacity").sigmoid().max() <= 0.3 + 1e-6
 
 
@@ -298,7 +299,7 @@ def test_a_window_saved_across_a_change_goes_on_with_the_same_bits(tmp_path, spl
     found = checkpoint.load(tmp_path / "window.h5").window
     assert same(found.x, middle.x)
     for a, b in zip(found.guess, middle.guess, strict=True):
-        assert torch.equal(a.flat, b.flat) and torch.equal(a.points, b.points) and a.layout == b.layout
+        assert torch.equal(a.flat, b.flat) and torch.equal(a.ancestry, b.ancestry) and a.layout == b.layout
     rest = list(slides(stage(**keys), replace(found, stride=middle.stride)))
     assert [window.x.tau for window in rest] == [window.x.tau for window in whole[split + 1:]]
     assert all(same(a.x, b.x) for a, b in zip(rest, whole[split + 1:]))

@@ -14,7 +14,7 @@ from mpiprop.config.components import MODULES, Node, build, find, plugins
 from mpiprop.config.loader import Run
 from mpiprop.config.conversion import convert
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Schedule
+from mpiprop.core.schedules import Schedule
 
 
 class Ball:

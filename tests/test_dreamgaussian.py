@@ -9,7 +9,7 @@ from clouds import STAGE
 
 from mpiprop.config import loader
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.guidance.reference import Likeness
 from mpiprop.run.stage import Stage
 from mpiprop.appearance.backgrounds import Solid

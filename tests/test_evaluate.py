@@ -19,7 +19,7 @@ from mpiprop.run import checkpoint
 from mpiprop.config import loader
 from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.metrics import pictures, prompts, reference
 from mpiprop.metrics.judge import CHUNK, Judge
 from mpiprop.metrics.measures import Moments, frechet, measure, r_precision

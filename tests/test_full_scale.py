@@ -11,8 +11,8 @@ from tiny_models import make
 from mpiprop.run import checkpoint
 from mpiprop.config import loader
 from mpiprop.run.program import main
-from mpiprop.core import steps
-from mpiprop.core.steps import Streams
+from mpiprop.core import schedules
+from mpiprop.core.streams import Streams
 from mpiprop.run.stage import Stage
 
 SMALL = ["stages.0.steps=2", "stages.0.terms.0.views.batch=2", "stages.0.terms.0.views.size=8", "stages.0.render.samples=32",
@@ -51,8 +51,8 @@ def test_schedules_of_dreamfusion():
         run = loader.load(name)
         (term,) = run.stages[0].terms
         orient = term.penalties["orient"]
-        assert [steps.at(orient, tau) for tau in (0, 2500, 5000, 9999)] == [10, 505, 1000, 1000]
-        assert steps.at(term.penalties["sparsity"], 0) == 1
+        assert [schedules.at(orient, tau) for tau in (0, 2500, 5000, 9999)] == [10, 505, 1000, 1000]
+        assert schedules.at(term.penalties["sparsity"], 0) == 1
         guidance = term.guidance.keys
         assert guidance["scale"] == scale and guidance["weighting"] == "sds" and guidance["cfg"] == "A"
         assert (guidance["t_min"], guidance["t_max"]) == (0.02, 0.98)
@@ -99,8 +99,8 @@ def test_stages_have_the_published_numbers(name, index):
     (term,) = stage.terms
     views, guidance, optimiser = term.views.keys, term.guidance.keys, stage.optimiser.keys
     found = (stage.steps, views["batch"], views["size"], views["fovy_deg"], guidance["scale"], guidance["weighting"],
-             (steps.at(guidance["t_max"], 0), steps.at(guidance["t_max"], 5001)),
-             {penalty: (steps.at(weight, 0), steps.at(weight, 5001)) for penalty, weight in term.penalties.items()})
+             (schedules.at(guidance["t_max"], 0), schedules.at(guidance["t_max"], 5001)),
+             {penalty: (schedules.at(weight, 0), schedules.at(weight, 5001)) for penalty, weight in term.penalties.items()})
     assert found == PUBLISHED[name, index] and guidance["t_min"] == 0.02
     assert optimiser["betas"] == (0.9, 0.99) and optimiser["eps"] == 1e-15
 

@@ -20,7 +20,7 @@ from mpiprop.run import program
 from mpiprop.io import photograph
 from mpiprop.config.loader import CONFIGS, Picture, load
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.guidance.reference import Likeness
 from mpiprop.run.stage import Stage

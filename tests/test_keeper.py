@@ -17,11 +17,11 @@ from mpiprop.run import checkpoint
 from mpiprop.cli.main import dispatch
 from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.core.errors import RunError
-from mpiprop.core.log import Log
-from mpiprop.core.steps import Streams, normal
+from mpiprop.run.log import Log
+from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Drift, Layout, Theta
 from mpiprop.run.saver import Keeper
-from mpiprop.optim import rollout
+from mpiprop.optim import optimisers, rollout
 from mpiprop.picard import threshold
 from mpiprop.picard.pipelined import propel
 from mpiprop.picard.window import Window
@@ -47,7 +47,7 @@ def slides(kind: str, e: float) -> Iterator[Window]:
         fresh.flat[LAYOUT.D:] += 1
         return fresh
 
-    step = rollout.Rollout(getattr(rollout, kind)(LAYOUT, lr=0.02), refresh)
+    step = rollout.Rollout(getattr(optimisers, kind)(LAYOUT, lr=0.02), refresh)
     start = Window(step.start(Theta(normal(Streams(0, 0)("theta"), LAYOUT.L), LAYOUT)), (), e)
     return propel(start, Serial(unit, lambda: False), step, p=5, T=T, threshold=threshold.fixed, predict=step.optimiser.predict)
 

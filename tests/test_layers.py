@@ -100,13 +100,13 @@ def test_signals_are_heard_before_torch_is_loaded() -> None:
 
 
 def test_draws_are_keyed() -> None:
-    """No call draws from a global generator: all are given one, or are made of what `core.steps` gives."""
+    """No call draws from a global generator: all are given one, or are made of what `core.streams` gives."""
     wrong = []
     for path, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in DRAWS:
                 keyed = any(keyword.arg == "generator" for keyword in node.keywords)
-                own = isinstance(node.func.value, ast.Call) or ast.unparse(node.func.value) in ("self", "steps")
+                own = isinstance(node.func.value, ast.Call) or ast.unparse(node.func.value) in ("self", "streams")
                 if not keyed and not own:
                     wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
         wrong += [f"{path} imports {'.'.join(parts)}" for parts in imports(path, tree)

@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.render.volume import Volume
 from mpiprop.shapes.base import Steps
 from mpiprop.shapes.fields.sdf import SDF, grazing

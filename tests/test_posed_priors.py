@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mpiprop.config import loader
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.guidance.sds import SDS
 from mpiprop.priors.diffusion import StableDiffusion
 from mpiprop.priors.lora import Lora

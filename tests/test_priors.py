@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.priors.base import alpha_bar
 from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Drift, Layout, State, Theta
 from mpiprop.picard import algorithm, pipelined, threshold
-from mpiprop.optim.rollout import SGD, Adam, AdamW, Adan, Rollout
+from mpiprop.optim.optimisers import SGD, Adam, AdamW, Adan
+from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Window, copies, distance, fit
 from mpiprop.transport.base import Serial
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.guidance.refine import Refine
 from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.prompts import Plain, Prompts

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.render.volume import Volume, composite_weights
 from mpiprop.shapes.base import Field, Values

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Drift, Layout, Theta
-from mpiprop.optim.rollout import SGD, Adam, AdamW, Adan, Rollout
+from mpiprop.optim.optimisers import SGD, Adam, AdamW, Adan
+from mpiprop.optim.rollout import Rollout
 
 D = 1000
 LAYOUT = Layout.of([("w", (20, 40), "a"), ("b", (200,), "c")], [("rides", (7,))])

@@ -1,6 +1,6 @@
 """A texture that is baked, written, read by another program and rendered shows what its source shows."""
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.io.mesh import extract
 from mpiprop.render.mesh import Mesh
 from mpiprop.objective.scene import Scene

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.render.volume import Volume
 from mpiprop.objective.scene import Scene
 from mpiprop.appearance.backgrounds import NeuralEnvironment, Solid

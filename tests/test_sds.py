@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.guidance.base import annealed, guided, perp_neg, surrogate, timesteps
 from mpiprop.guidance.sds import SDS
 from mpiprop.priors.closed_form import ClosedForm

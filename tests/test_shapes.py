@@ -5,7 +5,7 @@ from math import exp, log1p
 import pytest
 import torch
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.appearance.backgrounds import NeuralEnvironment, Solid, harmonics
 from mpiprop.shapes.fields.encoding import HashEncoding, pyramid
 from mpiprop.shapes.fields.hashgrid import HashGrid

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.render.splat import Splat, colours, rasterise
 from mpiprop.shapes.base import Shape, Splats
 from mpiprop.views.cameras import Views, orbit

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.io.mesh import iso_surface
 from mpiprop.shapes.base import Splats
 from mpiprop.geometry.harmonics import C0

@@ -13,7 +13,7 @@ from finished import flat
 
 from mpiprop.config import loader
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Theta
 from mpiprop.run.stage import Stage
 from mpiprop.render.mesh import Mesh

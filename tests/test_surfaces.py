@@ -8,7 +8,7 @@ import trimesh
 from scipy.spatial import cKDTree
 
 from mpiprop.core.errors import RunError, UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.guidance.surface_losses import eikonal, laplacian, normal_consistency
 from mpiprop.render.volume import Volume
 from mpiprop.objective.scene import Scene

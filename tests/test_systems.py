@@ -15,7 +15,7 @@ from mpiprop.run import checkpoint
 from mpiprop.config import loader
 from mpiprop.io import photograph
 from mpiprop.core.errors import Preempted
-from mpiprop.core.log import Log
+from mpiprop.run.log import Log
 from mpiprop.run.driver import Drive
 from mpiprop.run.stage import Stage
 from mpiprop.transport.base import Serial

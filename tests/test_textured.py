@@ -16,7 +16,7 @@ from torch import nn
 from mpiprop.config import loader
 from mpiprop.run import transition
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Layout, Theta
 from mpiprop.io import files
 from mpiprop.io.mesh import extract, finish, iso_surface

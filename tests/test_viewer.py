@@ -11,7 +11,7 @@ from numpy import ndarray
 from PIL import Image
 
 from mpiprop import report
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.io import files
 from mpiprop.io.mesh import Mesh
 from mpiprop.render.splat import colours, rasterise

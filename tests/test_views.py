@@ -5,7 +5,7 @@ from math import pi, radians, sin
 import pytest
 import torch
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.views.cameras import look_at, orbit, turntable
 from mpiprop.views.reference import Pose
 from mpiprop.views.samplers import Random, Reference, milestone

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mpiprop.run import checkpoint
 from mpiprop.config import loader
-from mpiprop.core import steps
+from mpiprop.core import schedules
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Theta
 from mpiprop.guidance.sds import SDS
 from mpiprop.guidance.vsd import VSD
@@ -225,7 +225,7 @@ def test_what_cannot_be_adapted_is_refused():
 def test_prolificdreamers_numbers():
     stage = loader.load("prolificdreamer").stages[0]
     (term,) = stage.terms
-    at = {name: [steps.at(schedule, tau) for tau in (0, 5000, 5001, 10_000, 10_001, 24_999)]
+    at = {name: [schedules.at(schedule, tau) for tau in (0, 5000, 5001, 10_000, 10_001, 24_999)]
           for name, schedule in {"t_max": term.guidance.keys["t_max"], **term.penalties}.items()}
     assert at == {"t_max": [0.98, 0.98, 0.5, 0.5, 0.5, 0.5], "sparsity": [10] * 6, "opaque": [0, 0, 0, 0, 1000, 1000]}
     assert [milestone(term.views.keys["batch"], tau) for tau in (0, 4999, 5000)] == [8, 8, 2]

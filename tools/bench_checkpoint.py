@@ -53,7 +53,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     from mpiprop.run.saver import Keeper
     from mpiprop.picard import threshold
     from mpiprop.picard.pipelined import propel
-    from mpiprop.optim.rollout import Adam, Rollout
+    from mpiprop.optim.optimisers import Adam
+    from mpiprop.optim.rollout import Rollout
     from mpiprop.picard.window import Window
     from mpiprop.transport.mpi import Mpi, serve
 

@@ -66,7 +66,7 @@ def main() -> None:
                           f"stages.0.shape.cross={cross}")
                 taus = [range(window.x.tau - window.stride + 1, window.x.tau + 1) for window in way.windows]
                 beside = sum(not near.isdisjoint(span) for span in taus)
-                mine, theirs = (one.end.theta.points[:, 0] for one in (way, truth))
+                mine, theirs = (one.end.theta.ancestry[:, 0] for one in (way, truth))
                 same = float(torch.isin(mine, theirs).float().mean())
                 difference = float((way.pictures - truth.pictures).abs().mean()) / apart
                 exact = torch.equal(way.end.theta.flat, truth.end.theta.flat) and torch.equal(mine, theirs)

@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.picard import threshold
     from mpiprop.picard.pipelined import propel
-    from mpiprop.optim.rollout import Adam, Rollout
+    from mpiprop.optim.optimisers import Adam
+    from mpiprop.optim.rollout import Rollout
     from mpiprop.picard.window import Window
     from mpiprop.transport.base import Serial
     from mpiprop.transport.world import World

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.render.volume import Volume
 from mpiprop.objective.scene import Scene
 from mpiprop.appearance.backgrounds import NeuralEnvironment

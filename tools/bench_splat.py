@@ -13,7 +13,7 @@ import time
 import torch
 
 from mpiprop.core.memory import recycle_large_blocks
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.render.splat import Splat
 from mpiprop.shapes.base import Shape, Splats
 from mpiprop.shapes.clouds.gaussians import ball, spacing

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mpiprop.config import loader
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.guidance.surface_losses import laplacian, normal_consistency
 from mpiprop.run.stage import Stage
 from mpiprop.shapes.surfaces.dmtet import DMTet

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.priors.mvdream import Cameras, MVDream
 from mpiprop.priors.prompts import Condition
 from mpiprop.priors.zero123 import Zero123

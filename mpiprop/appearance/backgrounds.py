@@ -6,7 +6,7 @@ Letters: B views, H x W pixels.
 import torch
 from torch import Tensor, nn
 
-from mpiprop.core.steps import Streams, uniform
+from mpiprop.core.streams import Streams, uniform
 from mpiprop.geometry.harmonics import harmonics
 from mpiprop.appearance.materials import ACTIVATIONS, Activation
 from mpiprop.shapes.fields.networks import MLP

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, uniform
+from mpiprop.core.streams import Streams, uniform
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid, "scale_-11_01": lambda raw: raw / 2 + 0.5}

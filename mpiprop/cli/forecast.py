@@ -15,7 +15,7 @@ import torch
 from mpiprop.config import loader
 from mpiprop.core.errors import UserError
 from mpiprop.core.memory import recycle_large_blocks
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Drift
 from mpiprop.planning.laws import Choice, Costs, Law, Work, choices, observe, table
 from mpiprop.run.stage import Stage

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from mpiprop.core.errors import UserError, suggestion
-from mpiprop.core.steps import Schedule
+from mpiprop.core.schedules import Schedule
 
 PACKAGE = Path(__file__).parents[1]
 GROUP = "mpiprop.components"
@@ -39,7 +39,8 @@ OWN: dict[str, dict[str, str]] = {  # name and module of each, by the part of a 
     "prompts": {"Plain": "priors.prompts", "Four": "priors.prompts", "Eight": "priors.prompts", "Cameras": "priors.mvdream",
                 "FromPicture": "priors.zero123"},
     "lora": {"Lora": "priors.lora"},
-    "optimiser": {"Adam": "optim.rollout", "AdamW": "optim.rollout", "Adan": "optim.rollout", "SGD": "optim.rollout"},
+    "optimiser": {"Adam": "optim.optimisers", "AdamW": "optim.optimisers", "Adan": "optim.optimisers",
+                  "SGD": "optim.optimisers"},
 }
 MODULES = {name: module for part in OWN.values() for name, module in part.items()}
 FORMER = {  # names until version 0.1, as configurations and checkpoints written by it have them

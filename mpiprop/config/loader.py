@@ -15,7 +15,7 @@ import yaml
 from mpiprop.config.components import PACKAGE, Node, needs, takes
 from mpiprop.config.conversion import convert, key, plain, spelt
 from mpiprop.core.errors import UserError, suggestion
-from mpiprop.core.steps import Schedule
+from mpiprop.core.schedules import Schedule
 
 PRESETS = {"paper": {"decay": 0.9, "predict": "copy", "reuse": False, "compare": "scene"}}  # of window, beside its `paper`
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout

@@ -80,7 +80,7 @@ class Layout:
         each = sum(e.numel // self.N for e in self.entries if e.name.startswith(POINTS))
         return self.of_points(self.N + (L - self.L) // each)
 
-    def taken(self, flat: Tensor, rows: Tensor) -> Tensor:
+    def gather_points(self, flat: Tensor, rows: Tensor) -> Tensor:
         """Of `flat`, [D] and then any numbers of [N] each, or these alone, the same for the points `rows` [M]; zeros where a
         row is -1."""
         rows = rows.to(flat.device)
@@ -138,7 +138,7 @@ class Theta:
 
     flat: Tensor  # [L] float32
     layout: Layout
-    points: Tensor | None = None  # [N, A] int64, on the CPU: who the points of a cloud are (lineage), anew after each change
+    ancestry: Tensor | None = None  # [N, A] int64, on the CPU: the ids of each point and its ancestors (core.ancestry)
 
     @property
     def trained(self) -> Tensor:
@@ -148,17 +148,17 @@ class Theta:
     def rows(self, other: "Theta") -> Tensor | None:
         """For each point of `other` the row here that tells most of it (ancestry.rows); None where they have the same points,
         or are no clouds."""
-        if self.points is other.points or torch.equal(self.points[:, 0], other.points[:, 0]):
+        if self.ancestry is other.ancestry or torch.equal(self.ancestry[:, 0], other.ancestry[:, 0]):
             return None
-        return ancestry.rows(other.points, self.points)
+        return ancestry.rows(other.ancestry, self.ancestry)
 
     def read_as(self, other: "Theta") -> "Theta":
         """This theta on the points of `other`, whose own numbers stand in for points not related to any here."""
         if (rows := self.rows(other)) is None:
             return self
-        flat = self.layout.taken(self.flat, rows)
-        known = self.layout.taken(torch.ones_like(self.flat), rows) if (rows < 0).any() else None
-        return Theta(flat if known is None else torch.where(known > 0, flat, other.flat), other.layout, other.points)
+        flat = self.layout.gather_points(self.flat, rows)
+        known = self.layout.gather_points(torch.ones_like(self.flat), rows) if (rows < 0).any() else None
+        return Theta(flat if known is None else torch.where(known > 0, flat, other.flat), other.layout, other.ancestry)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Drift:
     def read_as(self, evaluated: Theta, wanted: Theta) -> "Drift":
         """The drift of `evaluated`, on the points of `wanted`; zero for points not related to any there."""
         rows = evaluated.rows(wanted)
-        return self if rows is None else replace(self, grad=evaluated.layout.taken(self.grad, rows))
+        return self if rows is None else replace(self, grad=evaluated.layout.gather_points(self.grad, rows))
 
 
 @dataclass(frozen=True)
@@ -196,4 +196,4 @@ class State:
         """This state at `theta` instead: moments on its points."""
         rows = self.theta.rows(theta)
         return replace(self, theta=theta) if rows is None else replace(self, theta=theta, slots={
-            name: self.theta.layout.taken(slot, rows) for name, slot in self.slots.items()})
+            name: self.theta.layout.gather_points(slot, rows) for name, slot in self.slots.items()})

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Generator, Tensor
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.views.cameras import Image, Views
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {

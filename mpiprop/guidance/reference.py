@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Schedule, Streams, at
+from mpiprop.core.schedules import Schedule, at
+from mpiprop.core.streams import Streams
 from mpiprop.views.cameras import Image, Views
 from mpiprop.views.reference import Reference
 

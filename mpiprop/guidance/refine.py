@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Schedule, Streams, at, normal
+from mpiprop.core.schedules import Schedule, at
+from mpiprop.core.streams import Streams, normal
 from mpiprop.guidance.sds import SDS
 from mpiprop.priors.base import Prior
 from mpiprop.priors.prompts import Prompts

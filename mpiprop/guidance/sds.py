@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Schedule, Streams, at, normal
+from mpiprop.core.schedules import Schedule, at
+from mpiprop.core.streams import Streams, normal
 from mpiprop.guidance.base import WEIGHTS, annealed, clipped, guided, perp_neg, surrogate, timesteps
 from mpiprop.priors.base import Prior
 from mpiprop.priors.prompts import Conditions

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mpiprop.core.steps import Schedule, Streams, at, normal, uniform
+from mpiprop.core.schedules import Schedule, at
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.guidance.base import clipped, surrogate, timesteps
 from mpiprop.guidance.sds import SDS
 from mpiprop.priors.base import Prior

@@ -8,7 +8,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.views.cameras import Views, turntable
 
 from mpiprop.metrics import PROTOCOLS

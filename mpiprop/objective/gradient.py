@@ -12,9 +12,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from mpiprop.core import steps
+from mpiprop.core import schedules
 from mpiprop.core.errors import RunError
-from mpiprop.core.steps import Schedule, Streams
+from mpiprop.core.schedules import Schedule
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Drift, Theta
 from mpiprop.guidance.regularizers import PENALTIES, READ_NORMALS
 from mpiprop.objective.scene import Scene
@@ -56,10 +57,10 @@ class ComputationUnit:
             if not (some := range(batch * part // parts, batch * (part + 1) // parts)):
                 continue  # more parts than views
             views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
-            weights = {name: weight for name, schedule in term.penalties.items() if (weight := steps.at(schedule, tau))}
+            weights = {name: weight for name, schedule in term.penalties.items() if (weight := schedules.at(schedule, tau))}
             image = self.scene.render(views, tau, rng, normals=term.reads_normals(weights))
             loss, told = term.guidance(image, views, tau, rng)
-            loss = steps.at(term.weight, tau) * loss
+            loss = schedules.at(term.weight, tau) * loss
             for name, weight in weights.items():
                 penalty = PENALTIES[name](image, views)
                 told[name] = penalty.item()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpiprop.core import ancestry
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import MEASURED, Layout, Theta
 from mpiprop.priors.lora import Lora
 from mpiprop.render.splat import Splat

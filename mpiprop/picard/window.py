@@ -71,4 +71,4 @@ def distance(a: Theta, b: Theta, without: Collection[str] = ()) -> float:
 
 def moved(before: Theta, after: Theta, distance: Distance = distance) -> float | None:
     """The mean square of one step; None where the step changed the points of a cloud."""
-    return distance(after, before) if after.points is before.points else None
+    return distance(after, before) if after.ancestry is before.ancestry else None

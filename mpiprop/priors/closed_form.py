@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.priors.base import alpha_bar
 from mpiprop.priors.vocabulary import Vocabulary
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.priors.base import alpha_bar
 from mpiprop.priors.networks import Network
 from mpiprop.priors.ldm import Original

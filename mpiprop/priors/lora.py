@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Diffusion
 from mpiprop.priors.zero123 import Zero123

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.shapes.base import Field, Shape
 from mpiprop.geometry.triangles import vertex_normals
 from mpiprop.views.cameras import Image, Surface, Views

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.core.sums import cumulative
 from mpiprop.shapes.base import Shape, Splats, matrices
 from mpiprop.geometry.harmonics import harmonics

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.core.sums import cumulative
 from mpiprop.shapes.base import Field, Shape, Steps
 from mpiprop.shapes.fields.occupancy import threshold

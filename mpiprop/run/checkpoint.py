@@ -99,12 +99,12 @@ def _write(disk: Disk, checkpoint: Checkpoint) -> None:
     x = checkpoint.window.x
     vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
                **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
-    points = x.theta.points
-    if points is not None:
-        vectors["x/slots/points"] = points
+    ancestry = x.theta.ancestry
+    if ancestry is not None:
+        vectors["x/slots/points"] = ancestry
     for j, theta in enumerate(checkpoint.window.guess):
-        if theta.points is not points:  # from this step on
-            vectors[f"points/{j:03d}"] = points = theta.points
+        if theta.ancestry is not ancestry:  # from this step on
+            vectors[f"points/{j:03d}"] = ancestry = theta.ancestry
     texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
              "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
     with h5py.File(disk, "w", libver="latest") as file:
@@ -128,12 +128,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         layout = Layout.from_json(file["x/layout"][()].decode())
         names = attrs["vectors"].split()
         slots = {name.removeprefix("x/slots/"): _get(file[name], device) for name in names if name.startswith("x/slots/")}
-        points = slots.pop("points").cpu() if layout.N else None
-        theta, guess = Theta(_get(file["x/flat"], device), layout, points), []
+        ancestry = slots.pop("points").cpu() if layout.N else None
+        theta, guess = Theta(_get(file["x/flat"], device), layout, ancestry), []
         for name in (name for name in names if name.startswith("guess/")):
             other = name.replace("guess", "points")
-            points = _get(file[other], "cpu") if other in names else points
-            guess.append(Theta(_get(file[name], device), layout.of_points(len(points)) if layout.N else layout, points))
+            ancestry = _get(file[other], "cpu") if other in names else ancestry
+            guess.append(Theta(_get(file[name], device), layout.of_points(len(ancestry)) if layout.N else layout, ancestry))
         if theta.flat.numel() != layout.L:
             raise UserError(f"{path}: damaged: /x/flat holds {theta.flat.numel()} numbers, its layout {layout.L}")
         return Checkpoint(Window(State(int(attrs["tau"]), theta, slots), tuple(guess), float(attrs["e"]), int(attrs["k"])),

@@ -8,7 +8,7 @@ from mpiprop.run import checkpoint, outputs, preemption
 from mpiprop.config import loader
 from mpiprop.config.loader import Run
 from mpiprop.core.errors import DONE, PREEMPTED, Preempted, UserError, exit_code
-from mpiprop.core.log import Log
+from mpiprop.run.log import Log
 from mpiprop.core.theta import Drift, Layout, State
 from mpiprop.run.saver import Keeper
 from mpiprop.optim.rollout import Rollout

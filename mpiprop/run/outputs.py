@@ -11,7 +11,7 @@ from mpiprop.run import checkpoint, folders
 from mpiprop import report
 from mpiprop.config.loader import Run
 from mpiprop.core.errors import RunError, UserError
-from mpiprop.core.log import Log
+from mpiprop.run.log import Log
 from mpiprop.core.theta import Theta
 from mpiprop.guidance.reference import before, psnr
 from mpiprop.run.stage import Stage

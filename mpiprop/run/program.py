@@ -15,7 +15,7 @@ from mpiprop.config import loader
 from mpiprop.config.components import needs
 from mpiprop.config.loader import Run
 from mpiprop.core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
-from mpiprop.core.log import Log
+from mpiprop.run.log import Log
 from mpiprop.core.memory import recycle_large_blocks
 from mpiprop.run.driver import Drive
 from mpiprop.run.preflight import checks

@@ -11,7 +11,7 @@ from typing import Any
 
 from mpiprop.run import outputs
 from mpiprop.config.loader import Run
-from mpiprop.core.log import Log
+from mpiprop.run.log import Log
 from mpiprop.picard.window import Window
 from mpiprop.run.stage import Stage
 from mpiprop.transport.base import Transport

@@ -12,7 +12,7 @@ from mpiprop.config.components import Node, build, placed, takes
 from mpiprop.config.loader import Run
 from mpiprop.config.conversion import plain
 from mpiprop.core.errors import UserError, suggestion
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Theta
 from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.picard import algorithm, pipelined, threshold

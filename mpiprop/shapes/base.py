@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.optim.rollout import Structure
 
 

@@ -50,7 +50,7 @@ def unpack(header: np.ndarray) -> dict:
     return json.loads(header.tobytes())
 
 
-class Flight:
+class Request:
     """A step, or a part of its batch, on its way: asked for, sent, being evaluated, arrived."""
 
     def __init__(self, transport: "Mpi", theta: Theta, tau: int, *part: int) -> None:
@@ -63,10 +63,10 @@ class Flight:
 
 
 class Worker:
-    """What is known of one worker: the flight it has, the messages in between, and who could take its place."""
+    """What is known of one worker: the request it has, the messages in between, and who could take its place."""
 
     def __init__(self, rank: int, heirs: Sequence[int] = ()) -> None:
-        self.rank, self.heirs, self.flight, self.reply, self.grad, self.outgoing = rank, heirs, None, None, None, []
+        self.rank, self.heirs, self.request, self.reply, self.grad, self.outgoing = rank, heirs, None, None, None, []
         self.header, self.deadline, self.fresh = np.empty(HEADER, np.uint8), float("inf"), True
 
 
@@ -86,16 +86,16 @@ class Mpi:
         self.names = names or [f"rank {rank}" for rank in range(comm.size)]
         self.wire, self.patience, self.go_on = Wire(comm, device, cuda_aware), patience, go_on
         self.workers = [Worker(first, rest) for first, *rest in groups or [[rank] for rank in range(1, comm.size)]]
-        self.queue: deque[Flight] = deque()
+        self.queue: deque[Request] = deque()
         self.ranks = comm.size
         self.lost: list[Worker] = []
         self.slowest, self.hung = 0.0, False
 
-    def __call__(self, theta: Theta, tau: int, *part: int) -> Flight:
-        flight = Flight(self, theta, tau, *part)
-        self.queue.append(flight)
+    def __call__(self, theta: Theta, tau: int, *part: int) -> Request:
+        request = Request(self, theta, tau, *part)
+        self.queue.append(request)
         self.progress()
-        return flight
+        return request
 
     def deliver(self) -> None:
         """Wait until what was handed out is delivered: messages do not travel while this rank computes."""
@@ -137,7 +137,7 @@ class Mpi:
             if perf_counter() > worker.deadline:
                 self.hung = True
                 raise Lost(f"{self.names[worker.rank]} has not answered for {perf_counter() - worker.since:.0f} s at step "
-                           f"{worker.flight.tau}: it hangs, or its host does")
+                           f"{worker.request.tau}: it hangs, or its host does")
 
     def _guarded(self, act: Callable[[Worker], bool | None], worker: Worker) -> bool | None:
         """What `act` returns; where it shows that `worker` has died, that is seen to."""
@@ -151,13 +151,13 @@ class Mpi:
             self._land(worker)
         elif worker.grad is None and worker.reply is not None and worker.reply.Test():
             self._open(worker)
-        if worker.flight is None and self.queue:
+        if worker.request is None and self.queue:
             self._assign(worker, self.queue.popleft())
 
-    def _assign(self, worker: Worker, flight: Flight) -> None:
-        flat = flight.theta.flat
-        header = pack(kind=TASK, tau=flight.tau, L=len(flat), part=flight.part)
-        worker.flight, worker.since = flight, perf_counter()
+    def _assign(self, worker: Worker, request: Request) -> None:
+        flat = request.theta.flat
+        header = pack(kind=TASK, tau=request.tau, L=len(flat), part=request.part)
+        worker.request, worker.since = request, perf_counter()
         worker.deadline = worker.since + (FIRST * self.patience if worker.fresh else max(self.patience, LATER * self.slowest))
         worker.outgoing = [(self.comm.Isend(header, worker.rank, TASK), header), self.wire.send(flat, worker.rank)]
         worker.reply = self.comm.Irecv(worker.header, worker.rank, DRIFT)
@@ -165,7 +165,7 @@ class Mpi:
     def _open(self, worker: Worker) -> None:
         record = unpack(worker.header)
         if record["kind"] == FAILURE:
-            worker.flight, worker.reply, worker.deadline = None, None, float("inf")
+            worker.request, worker.reply, worker.deadline = None, None, float("inf")
             raise coded(record["code"], record["text"])
         self.busy.add(record["seconds"])
         self.slowest = max(self.slowest, record["seconds"])
@@ -174,9 +174,9 @@ class Mpi:
     def _land(self, worker: Worker) -> None:
         _, vector, record = worker.grad
         MPI.Request.Waitall([request for request, _ in worker.outgoing])
-        worker.flight.drift = drift = Drift(self.wire.arrived(vector), record["scalars"], record["seconds"])
+        worker.request.drift = drift = Drift(self.wire.arrived(vector), record["scalars"], record["seconds"])
         weakref.finalize(drift, self.wire.spare.append, vector)  # free again when the rollout has used the drift
-        worker.flight = worker.reply = worker.grad = None
+        worker.request = worker.reply = worker.grad = None
         worker.outgoing, worker.deadline, worker.fresh = [], float("inf"), False
 
     def _lose(self, worker: Worker, why: str) -> None:
@@ -185,8 +185,8 @@ class Mpi:
         self.workers.remove(worker)
         self.lost.append(worker)  # with its buffers, that MPI may still know
         self.workers += [Worker(rank) for rank in worker.heirs]
-        if worker.flight is not None:
-            self.queue.appendleft(worker.flight)
+        if worker.request is not None:
+            self.queue.appendleft(worker.request)
         if not self.go_on:
             raise Lost(f"{self.names[worker.rank]} {why}")
         self.comm.Ack_failed()
@@ -202,7 +202,7 @@ class Mpi:
                 self.progress()
             except (RunError, UserError):
                 pass  # one failure has been told already
-            return self.hung or all(worker.flight is None for worker in self.workers)
+            return self.hung or all(worker.request is None for worker in self.workers)
         if not patiently(settled, perf_counter() + grace) or self.hung or self.lost and not self.go_on:
             self.say("some ranks do not answer; ending the job")
             self.comm.Abort(PREEMPTED if code is None else code)

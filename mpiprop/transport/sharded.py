@@ -12,7 +12,7 @@ from mpiprop.core.theta import Drift, Theta
 from mpiprop.transport.base import Unit
 
 if TYPE_CHECKING:
-    from mpiprop.transport.mpi import Flight, Mpi
+    from mpiprop.transport.mpi import Request, Mpi
 
 
 class Shared:
@@ -35,7 +35,7 @@ class Shared:
             scalars |= {name: scalars.get(name, 0.0) + value for name, value in drift.scalars.items()}
         return Drift(grad, scalars, perf_counter() - start)
 
-    def _helped(self, promise: "Flight", theta: Theta, tau: int, i: int) -> Drift:
+    def _helped(self, promise: "Request", theta: Theta, tau: int, i: int) -> Drift:
         try:
             return promise.result()
         except Lost:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Schedule, Streams, normal, uniform
+from mpiprop.core.schedules import Schedule
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.views.cameras import UP, Views, look_at, on_sphere, orbit, turntable, wrapped
 from mpiprop.views.reference import Pose
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.render import gsplat, nvdiffrast, raster, splat, volume
 from mpiprop.shapes.base import Splats
 from mpiprop.shapes.fields.encoding import HashEncoding

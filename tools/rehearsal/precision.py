@@ -4,7 +4,7 @@ to the picture, and the gradient in a LoRA. Figures are |found - truth| / |truth
 import torch
 from torch import Tensor
 
-from mpiprop.core.steps import Streams, normal, uniform
+from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.priors.diffusion import StableDiffusion
 from mpiprop.priors.lora import Lora
 from tools.rehearsal.book import Section, apart

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from mpiprop.config import loader
-from mpiprop.core import steps
-from mpiprop.core.steps import Streams
+from mpiprop.core import schedules
+from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Drift, Theta
 from mpiprop.run.stage import Stage
 from mpiprop.objective.gradient import ComputationUnit
@@ -40,7 +40,7 @@ def bare(unit: ComputationUnit, theta: Theta, tau: int) -> dict[str, Callable[[]
     rng = Streams(unit.seed, tau).of(unit.stage).of(term.name)
     views = term.views(tau, rng)
     rng = rng.part(range(len(views)), len(views))
-    weights = {name for name, schedule in term.penalties.items() if steps.at(schedule, tau)}
+    weights = {name for name, schedule in term.penalties.items() if schedules.at(schedule, tau)}
     scene.load(theta, tau)
     device, text = scene.device, guidance.prompts(views).text
     R, B = text.shape[:2]

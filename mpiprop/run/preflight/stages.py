@@ -13,7 +13,8 @@ from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.config.components import Node, placed, takes
 from mpiprop.config.loader import Run, Stage as StageConfig, Term, loads, parse
 from mpiprop.core.errors import UserError
-from mpiprop.core.steps import Schedule, Streams
+from mpiprop.core.schedules import Schedule
+from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import lacking
 from mpiprop.planning.laws import Work
 from mpiprop.priors.base import Prior

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpiprop.core import ancestry
-from mpiprop.core.steps import Streams, normal
+from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import MEASURED, POINTS, Drift, Entry, State, Theta
 
 SEEN = "seen"  # the slot of the statistics [2 N]: as the tail of a drift, summed over steps
@@ -100,12 +100,12 @@ def seat(x: Theta, name: str) -> Entry:
     return entry
 
 
-def taken(x: State, rows: Tensor, ids: Tensor, old: int) -> State:
+def gathered(x: State, rows: Tensor, ids: Tensor, old: int) -> State:
     """The state of the Gaussians `rows` [M] under the names `ids` [M, A]; all after the first `old` are new."""
     layout = x.theta.layout
-    theta = Theta(layout.taken(x.theta.flat, rows), layout.of_points(len(rows)), ids)
+    theta = Theta(layout.gather_points(x.theta.flat, rows), layout.of_points(len(rows)), ids)
     rows = rows.where(torch.arange(len(rows)) < old, -1)  # averages of zero
-    return replace(x, theta=theta, slots={name: layout.taken(slot, rows) for name, slot in x.slots.items()})
+    return replace(x, theta=theta, slots={name: layout.gather_points(slot, rows) for name, slot in x.slots.items()})
 
 
 def grown(x: State, rules: Rules, rng: Streams) -> State:
@@ -119,11 +119,11 @@ def grown(x: State, rules: Rules, rng: Streams) -> State:
         chosen[order[max(0, rules.most - len(mean)):]] = False
     large = values(x.theta, "scale").amax(1).cpu() > log(rules.size)
     clones, splits = (chosen & ~large).nonzero()[:, 0], (chosen & large).nonzero()[:, 0]
-    stay, ids = (~(chosen & large)).nonzero()[:, 0], x.theta.points
+    stay, ids = (~(chosen & large)).nonzero()[:, 0], x.theta.ancestry
     rows = torch.cat([stay, clones, *[splits] * CHILDREN])
     names = ancestry.joined([ids[stay], ancestry.born(ids[clones], x.tau, 0),
                             *(ancestry.born(ids[splits], x.tau, child) for child in range(1, CHILDREN + 1))])
-    y = taken(x, rows, names, len(stay))
+    y = gathered(x, rows, names, len(stay))
     theta = y.theta
     if len(splits):
         new = slice(len(stay) + len(clones), None)
@@ -143,12 +143,12 @@ def pruned(x: State, least_opacity: float, largest: float, radius: float) -> Sta
         kept &= scale <= log(largest)
     kept[opacity.argmax()] |= not kept.any()
     rows = kept.nonzero()[:, 0]
-    return taken(x, rows, x.theta.points[rows], len(rows))
+    return gathered(x, rows, x.theta.ancestry[rows], len(rows))
 
 
 def reset(x: State, opacity: float) -> State:
     """The state with opacities of at most `opacity`, their averages zero."""
-    theta = Theta(x.theta.flat.clone(), x.theta.layout, x.theta.points.clone())
+    theta = Theta(x.theta.flat.clone(), x.theta.layout, x.theta.ancestry.clone())
     values(theta, "opacity").clamp_(max=log(opacity / (1 - opacity)))
     opacities = seat(theta, "opacity").span
     slots = {name: slot if name == SEEN else slot.clone() for name, slot in x.slots.items()}

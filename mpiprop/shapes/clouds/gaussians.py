@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError, positive
-from mpiprop.core.steps import Streams, uniform
+from mpiprop.core.streams import Streams, uniform
 from mpiprop.shapes.clouds import ply
 from mpiprop.shapes.base import Shape, Splats
 from mpiprop.shapes.clouds.densify import Densify, Rules

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mpiprop.core.errors import UserError, positive
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.shapes.fields.networks import initialised
 
 PRIMES = (2654435761 - 2**32, 805459861)  # of y and z, as wrapping int32; that of x is 1

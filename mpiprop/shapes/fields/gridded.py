@@ -6,7 +6,7 @@ Letters: N points.
 import torch
 from torch import Tensor
 
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.shapes.base import Field
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.occupancy import EVERY, Occupancy

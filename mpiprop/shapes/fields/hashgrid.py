@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mpiprop.core.errors import positive
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.shapes.base import Steps, Values
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.gridded import Gridded

@@ -6,7 +6,7 @@ Letters: N points, C channels in. Channels come first: long rows of points are w
 import torch
 from torch import Tensor, nn
 
-from mpiprop.core.steps import Streams, uniform
+from mpiprop.core.streams import Streams, uniform
 
 
 def initialised(rng: Streams, name: str, *shape: int, bound: float) -> nn.Parameter:

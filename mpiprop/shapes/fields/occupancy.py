@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mpiprop.core.steps import Streams, uniform
+from mpiprop.core.streams import Streams, uniform
 
 WARMUP = 256  # steps during which every cell is looked at
 EVERY = 16  # steps between renewals

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss, relu
 
 from mpiprop.core.errors import UserError, positive
-from mpiprop.core.steps import Streams, normal as normal_draws, uniform
+from mpiprop.core.streams import Streams, normal as normal_draws, uniform
 from mpiprop.geometry import triangles
 from mpiprop.shapes.base import Steps, Values
 from mpiprop.shapes.fields.encoding import HashEncoding

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpiprop.core.errors import RunError, UserError, positive
-from mpiprop.core.steps import Streams
+from mpiprop.core.streams import Streams
 from mpiprop.geometry import triangles
 from mpiprop.shapes.base import Field, Shape
 from mpiprop.shapes.fields.encoding import HashEncoding

@@ -1,52 +1,19 @@
-"""Pure functions of the step tau: schedules and random streams.
+"""Random streams of one step: every draw of the program is a pure function of (seed, tau, name).
 
-Every random draw of the program comes from a stream keyed by (seed, tau, name); there is no generator state to save, to
-restore or to diverge between ranks, and a step evaluated twice sees the same noise (DreamPropeller, appendix C). Draws are
-made on the CPU and moved, so they are the same numbers on every device. The key is hashed: neighbouring seeds share nothing.
-
-Schedules are also what configurations are read with, so torch is loaded by the first draw.
+There is no generator state to save, to restore or to diverge between ranks, and a step that is evaluated twice sees the same
+noise (DreamPropeller, appendix C). Draws are made on the CPU and then moved, so that they are the same on every device. The
+key is hashed: neighbouring seeds share nothing. torch is loaded by the first draw.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import exp, log
 from typing import TYPE_CHECKING
-
-from mpiprop.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-Schedule = float | Sequence[Sequence[float]]
-"""A number, or knots [[step, value], ...]: linear between them, constant outside."""
-
-
-def at(schedule: Schedule, tau: int) -> float:
-    """The schedule's value at step tau."""
-    if not isinstance(schedule, Sequence):
-        return float(schedule)
-    knots = [(float(step), float(value)) for step, value in schedule]
-    if tau <= knots[0][0]:
-        return knots[0][1]
-    for (s0, v0), (s1, v1) in zip(knots, knots[1:]):
-        if tau < s1:
-            return v0 + (v1 - v0) * (tau - s0) / (s1 - s0)
-    return knots[-1][1]
-
-
-def at_log(schedule: Schedule, tau: int) -> float:
-    """The value at step tau of a schedule of numbers above 0 whose logarithm is linear between knots.
-
-    Raises UserError where a number is not above 0.
-    """
-    if not isinstance(schedule, Sequence):
-        return float(schedule)
-    if any(value <= 0 for _, value in schedule):
-        raise UserError(f"between: log needs values above 0 in the schedule {[list(knot) for knot in schedule]}")
-    return exp(at([(step, log(value)) for step, value in schedule], tau))
 
 
 @dataclass(frozen=True)
