@@ -1,5 +1,8 @@
-"""What a run has ended with."""
+"""What a run has ended with, and what it took."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,3 +14,13 @@ def flat(folder: Path, stage: str | None = None) -> bytes:
         assert file.attrs["complete"] and (folder / "done").exists()
         assert stage is None or file.attrs["stage"] == stage.encode() and (folder / "mesh.glb").exists()
         return file["x/flat"][()].tobytes()
+
+
+def measured(*words: object, cwd: Path) -> tuple[subprocess.CompletedProcess[str], int]:
+    """The command of these words in a process of its own, ended, and the bytes of memory that it had at its peak."""
+    program = ("import re, sys; from mpiprop.cli.main import main; code = main(); "
+               "kB = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]; "
+               "print('peak', int(kB) * 1024); sys.exit(code)")
+    done = subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, cwd=cwd,
+                          timeout=300)
+    return done, int(re.search(r"peak (\d+)", done.stdout)[1])

