@@ -29,7 +29,7 @@ DOORS = {
     "plyfile": ("shapes/",),
     "tinycudann": ("shapes/",),
     "skimage": ("io/",),
-    "trimesh": ("geometry/", "shapes/"),
+    "trimesh": ("geometry/", "shapes/", "io/"),
     "xatlas": ("io/",),
     "fast_simplification": ("io/",),
     "scipy": ("shapes/", "io/"),

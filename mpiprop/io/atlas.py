@@ -41,11 +41,10 @@ class Atlas:
 
 @dataclass(frozen=True)
 class Texture:
-    """Pictures on an atlas, values in [0, 1]."""
+    """A picture on an atlas."""
 
     atlas: Atlas
-    albedo: ndarray  # [S, S, 3] float32, sRGB
-    pbr: ndarray | None = None  # [S, S, 2] float32: roughness, metallic
+    albedo: ndarray  # [S, S, 3] float32, sRGB in [0, 1]
 
 
 def unwrap(vertices: ndarray, faces: ndarray, normals: ndarray, size: int) -> Atlas:

@@ -5,14 +5,13 @@ turned for them. PLY keeps the world frame.
 """
 
 import errno
-import json
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -23,7 +22,6 @@ from mpiprop.io.mesh import Mesh
 from mpiprop.shapes.clouds import ply as gaussians
 
 Y_UP = [1, 2, 0]  # (x, y, z) of the world -> (y, z, x): a cyclic permutation, so a rotation
-COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}  # component types of glTF
 VERTICES, INDICES = 34962, 34963  # buffer targets of glTF
 SAMPLER = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}  # trilinear, clamped to the edge
 
@@ -78,62 +76,48 @@ def write_cloud(rows: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def glb(mesh: Mesh) -> bytes:
-    """A binary glTF of one mesh with a texture or vertex colours, rough and not metallic where the texture says nothing.
+    """A binary glTF of one mesh with a texture or vertex colours, rough and not metallic.
 
     COLOR_0 is linear light, the texture sRGB, as glTF demands.
     """
-    texture = mesh.texture
-    source, faces = (texture.atlas.source, texture.atlas.faces) if texture else (slice(None), mesh.faces)
-    arrays = {"POSITION": mesh.vertices[source][:, Y_UP].astype("<f4"),
-              "NORMAL": mesh.normals[source][:, Y_UP].astype("<f4")}
-    surface, pictures = {"metallicFactor": 0, "roughnessFactor": 1}, []
-    if texture:
-        arrays["TEXCOORD_0"] = texture.atlas.uv.astype("<f4")
-        surface["baseColorTexture"], pictures = {"index": 0}, [texture.albedo]
-        if texture.pbr is not None:  # green and blue are roughness and metallic
-            surface |= {"metallicRoughnessTexture": {"index": 1}, "metallicFactor": 1}
-            pictures.append(np.pad(texture.pbr, ((0, 0), (0, 0), (1, 0)), constant_values=1))
-    elif mesh.colours is not None:  # sixteen bits: eight of linear light are too few in the dark
-        rgba = np.pad(linear(mesh.colours), ((0, 0), (0, 1)), constant_values=1)
-        arrays["COLOR_0"] = np.round(rgba * 65535).astype("<u2")
+    from PIL import Image
+    from trimesh import Trimesh
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
 
-    accessors = [{"bufferView": i, "componentType": COMPONENTS[array.dtype.str], "type": f"VEC{array.shape[1]}",
-                  "count": len(array), **({"normalized": True} if name == "COLOR_0" else {})}
-                 for i, (name, array) in enumerate(arrays.items())]
-    accessors[0] |= {"min": arrays["POSITION"].min(0).tolist(), "max": arrays["POSITION"].max(0).tolist()}
-    indices = len(accessors)
-    accessors.append({"bufferView": indices, "componentType": COMPONENTS["<u4"], "type": "SCALAR", "count": faces.size})
-    blobs = [*(array.tobytes() for array in arrays.values()), faces.astype("<u4").tobytes(), *map(_png, pictures)]
-    blobs = [blob + bytes(-len(blob) % 4) for blob in blobs]
-    starts = np.cumsum([0, *map(len, blobs)]).tolist()
-    views = [{"buffer": 0, "byteOffset": start, "byteLength": len(blob)} for start, blob in zip(starts, blobs)]
-    for view in views[:indices]:
-        view["target"] = VERTICES
-    views[indices]["target"] = INDICES
-    document = {
-        "asset": {"version": "2.0", "generator": "mpiprop"},
-        "scene": 0, "scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{"attributes": {name: i for i, name in enumerate(arrays)}, "indices": indices,
-                                    "material": 0}]}],
-        "materials": [{"pbrMetallicRoughness": surface}],
-        "buffers": [{"byteLength": starts[-1]}], "bufferViews": views, "accessors": accessors,
-    }
-    if texture:
-        document |= {"images": [{"bufferView": indices + 1 + i, "mimeType": "image/png"} for i in range(len(pictures))],
-                     "textures": [{"source": i, "sampler": 0} for i in range(len(pictures))], "samplers": [SAMPLER]}
-    return _container(document, blobs)
+    atlas = mesh.texture.atlas if mesh.texture else None
+    source, faces = (atlas.source, atlas.faces) if atlas else (slice(None), mesh.faces)
+    solid = Trimesh(mesh.vertices[source][:, Y_UP], faces, vertex_normals=mesh.normals[source][:, Y_UP], process=False)
+    material = PBRMaterial(metallicFactor=0.0, roughnessFactor=1.0)
+    if mesh.texture and atlas:
+        material.baseColorTexture = Image.fromarray(_bytes(mesh.texture.albedo))
+    elif mesh.colours is not None:  # trimesh's vertex colours have 8 bits: too few for linear light in the dark
+        solid.vertex_attributes["COLOR_0"] = linear(mesh.colours).astype(np.float32)
+    solid.visual = TextureVisuals(atlas and atlas.uv * [1, -1] + [0, 1], material)  # v runs upwards in trimesh
+    return export_glb(solid, include_normals=True, tree_postprocessor=_complete)
 
 
-def _container(document: dict, blobs: list[bytes]) -> bytes:
-    """The binary file of a glTF document and the buffer that the blobs make, all of them multiples of four bytes."""
-    text, size = json.dumps(document, separators=(",", ":")).encode(), sum(map(len, blobs))
-    text += b" " * (-len(text) % 4)
-    header = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + size)
-    return b"".join([header, struct.pack("<I4s", len(text), b"JSON"), text, struct.pack("<I4s", size, b"BIN\0"), *blobs])
+def _complete(tree: dict[str, Any]) -> None:
+    """Adds to trimesh's glTF document what it leaves out: the name of the colours, the targets of buffers, the sampler."""
+    (primitive,) = tree["meshes"][0]["primitives"]
+    attributes = primitive["attributes"]
+    if "_COLOR_0" in attributes:
+        attributes["COLOR_0"] = attributes.pop("_COLOR_0")
+    targets = dict.fromkeys(attributes.values(), VERTICES) | {primitive["indices"]: INDICES}
+    for accessor, target in targets.items():
+        tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target
+    if "textures" in tree:
+        tree["samplers"] = [SAMPLER]
+        for texture in tree["textures"]:
+            texture["sampler"] = 0
 
 
 def obj(mesh: Mesh, name: str = "mesh") -> bytes:
-    """A Wavefront file with the material of `mtl(name)`, or sRGB vertex colours after the positions, as Blender reads them."""
+    """A Wavefront file with the material of `mtl(name)`, or sRGB vertex colours after the positions, as Blender reads them.
+
+    Written here since trimesh opens the surface along the seams of the texture and rounds vertex colours to 8 bits.
+    """
     vertices, texture = mesh.vertices[:, Y_UP], mesh.texture
     if mesh.colours is not None and not texture:
         vertices = np.concatenate([vertices, mesh.colours], 1)
@@ -156,21 +140,17 @@ def mtl(name: str) -> bytes:
 
 
 def ply(mesh: Mesh) -> bytes:
-    """A binary Stanford file with normals and eight-bit sRGB vertex colours, in the world frame (z up, front +x)."""
-    columns = [*((name, "<f4", "float") for name in ("x", "y", "z", "nx", "ny", "nz"))]
-    values = [*mesh.vertices.T, *mesh.normals.T]
-    if mesh.colours is not None:
-        columns += [(name, "u1", "uchar") for name in ("red", "green", "blue")]
-        values += [*np.round(mesh.colours * 255).astype("u1").T]
-    vertices = np.empty(len(mesh.vertices), [(name, kind) for name, kind, _ in columns])
-    for (name, _, _), value in zip(columns, values):
-        vertices[name] = value
-    faces = np.empty(len(mesh.faces), [("n", "u1"), ("corners", "<i4", 3)])
-    faces["n"], faces["corners"] = 3, mesh.faces
-    header = ["ply", "format binary_little_endian 1.0", "comment mpiprop: z up, front +x",
-              f"element vertex {len(vertices)}", *(f"property {word} {name}" for name, _, word in columns),
-              f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
-    return "\n".join(header).encode() + vertices.tobytes() + faces.tobytes()
+    """A binary Stanford file with normals and 8-bit sRGB vertex colours, in the world frame (z up, front +x)."""
+    from trimesh import Trimesh
+    from trimesh.exchange.ply import export_ply
+
+    colours = None if mesh.colours is None else _bytes(mesh.colours)
+    solid = Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.normals, vertex_colors=colours, process=False)
+    return export_ply(solid, vertex_normal=True)
+
+
+def _bytes(values: ndarray) -> ndarray:
+    return np.round(values * 255).astype(np.uint8)
 
 
 def _png(picture: ndarray) -> bytes:
@@ -178,7 +158,7 @@ def _png(picture: ndarray) -> bytes:
     from PIL import Image
 
     content = BytesIO()
-    Image.fromarray(np.round(picture * 255).astype(np.uint8)).save(content, "PNG")
+    Image.fromarray(_bytes(picture)).save(content, "PNG")
     return content.getvalue()
 
 

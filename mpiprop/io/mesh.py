@@ -64,15 +64,15 @@ def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["a
     return finish(mesh, lambda x: scene.albedo(x.to(scene.device)), faces, texture, height_m, say)
 
 
-def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, height_m: float = 0.0, say: Say = print,
-           pbr: Function | None = None) -> Mesh:
+def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, height_m: float = 0.0,
+           say: Say = print) -> Mesh:
     """The mesh brought down to `faces` faces, with colours, a texture of `texture` texels a side, `height_m` metres tall.
 
-    Zero leaves a step out. albedo: points [N, 3] -> sRGB [N, 3]; pbr: points -> roughness and metallic [N, 2]; both in
-    [0, 1]. What was made is said through `say`. Raises RunError where the packages for it are missing.
+    Zero leaves a step out. albedo: points [N, 3] -> sRGB [N, 3] in [0, 1]. What was made is said through `say`. Raises
+    RunError where the packages for it are missing.
     """
     mesh = coloured(decimated(mesh, faces), albedo)
-    mesh = textured(mesh, albedo, texture, pbr) if texture else mesh
+    mesh = textured(mesh, albedo, texture) if texture else mesh
     count = mesh.open_edges
     closed = f"{count:,} open edge{'s' * (count != 1)}" if count else "watertight"
     say(f"mesh: {len(mesh.faces):,} faces, {closed}"
@@ -137,12 +137,11 @@ def coloured(mesh: Mesh, albedo: Function) -> Mesh:
     return replace(mesh, colours=_colours(albedo, mesh.vertices))
 
 
-def textured(mesh: Mesh, albedo: Function, size: int, pbr: Function | None = None) -> Mesh:
-    """The mesh with the colours, and roughness and metallic, that the functions have on it, in pictures of size x size."""
+def textured(mesh: Mesh, albedo: Function, size: int) -> Mesh:
+    """The mesh with the colours that `albedo` has on it, in a picture of size x size texels."""
     atlas = unwrap(mesh.vertices, mesh.faces, mesh.normals, size)
     where, x = atlas.texels(mesh.vertices, size)
-    pictures = [paint(where, _colours(function, x), size) for function in (albedo, pbr) if function]
-    return replace(mesh, texture=Texture(atlas, *pictures))
+    return replace(mesh, texture=Texture(atlas, paint(where, _colours(albedo, x), size)))
 
 
 def real_size(mesh: Mesh, height_m: float) -> Mesh:

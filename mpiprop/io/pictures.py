@@ -1,16 +1,15 @@
-"""Pictures and films as files: PNG, GIF, MP4 (with ffmpeg), and labelled grids of pictures.
+"""Pictures and films as files: PNG, GIF, MP4 (with ffmpeg).
 
 Letters: B pictures, H x W pixels; colours in [0, 1].
 """
 
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from mpiprop.core.errors import RunError, UserError
@@ -39,22 +38,6 @@ def film(frames: Tensor, path: str | Path, fps: int = 20) -> None:
 def has_ffmpeg() -> bool:
     """Whether films can be written as MP4 here."""
     return shutil.which("ffmpeg") is not None
-
-
-def contact_sheet(rows: Sequence[tuple[str, Sequence[Tensor]]], path: str | Path) -> None:
-    """Writes a grid of pictures [H, W, 3] of one size, each row with its label above it, as PNG."""
-    gap, text = 6, 20
-    H, W = rows[0][1][0].shape[:2]
-    columns = max(len(pictures) for _, pictures in rows)
-    sheet = Image.new("RGB", (gap + columns * (W + gap), gap + len(rows) * (text + H + gap)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    for r, (label, pictures) in enumerate(rows):
-        y = gap + r * (text + H + gap)
-        draw.text((gap, y), label, "#222222", font)
-        for c, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(_bytes(picture)), (gap + c * (W + gap), y + text))
-    with atomic(path) as temporary:
-        sheet.save(temporary)
 
 
 def _bytes(picture: Tensor) -> ndarray:

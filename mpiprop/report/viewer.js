@@ -92,7 +92,8 @@ function meshOf(canvas, gl, redraw) {  // -> the box, and what draws the mesh fr
     if (!source) { const grey = mesh.picture ? 1 : .6; gl.vertexAttrib3f(place, grey, grey, grey); continue; }
     fill(gl.ARRAY_BUFFER, source.array);
     gl.enableVertexAttribArray(place);
-    gl.vertexAttribPointer(place, source.size, name === "color" ? gl.UNSIGNED_SHORT : gl.FLOAT, name === "color", 0, 0);
+    const short = source.array instanceof Uint16Array;  // colours in files of former versions
+    gl.vertexAttribPointer(place, source.size, short ? gl.UNSIGNED_SHORT : gl.FLOAT, short, 0, 0);
   }
   fill(gl.ELEMENT_ARRAY_BUFFER, mesh.indices.array);
   gl.enable(gl.DEPTH_TEST);
