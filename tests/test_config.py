@@ -278,11 +278,17 @@ def test_what_is_read_of_a_component_is_what_python_has(use: str) -> None:
     """Names, annotations, defaults and docs, read from the source, against those of the imported class."""
     component, cls = find(use), find(use).load()
     assert (cls.__module__, cls.__name__) == (f"mpiprop.{MODULES[use]}", use)
-    hints, every = get_type_hints(cls.__init__), inspect.signature(cls).parameters.values()
-    assert component.keys == {p.name: (hints[p.name], MISSING if p.default is p.empty else p.default)
-                              for p in every if p.kind is p.KEYWORD_ONLY}
+    every = inspect.signature(cls).parameters.values()
     assert component.context == tuple(p.name for p in every if p.kind is p.POSITIONAL_OR_KEYWORD)
-    assert component.doc == inspect.getdoc(cls)
+    keys = {}
+    for base in (base for base in inspect.getmro(cls) if "__init__" in vars(base)):
+        hints, own = get_type_hints(base.__init__), inspect.signature(base.__init__).parameters.values()
+        keys = {p.name: (hints[p.name], MISSING if p.default is p.empty else p.default)
+                for p in own if p.kind is p.KEYWORD_ONLY} | keys
+        if all(p.kind is not p.VAR_KEYWORD for p in own):
+            break
+    assert component.keys == keys
+    assert component.docs[0] == inspect.getdoc(cls)
     assert set(component.meanings) >= set(component.keys), "keys without a `name: text` line in the class's docstring"
 
 

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("config",), ("geometry", "picard", "views"), ("optim", "transport"), ("priors", "shapes"),
-          ("appearance",), ("guidance", "render"), ("objective",), ("io", "metrics", "planning"), ("report",), ("run",),
-          ("cli",), ("__main__",)]
+          ("appearance", "conditioning"), ("guidance", "render"), ("objective",), ("io", "metrics", "planning"), ("report",),
+          ("run",), ("cli",), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),

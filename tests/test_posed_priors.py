@@ -4,6 +4,7 @@ import math
 import pickle
 from pathlib import Path
 
+import asking
 import pytest
 import tiny_models
 import torch
@@ -16,9 +17,11 @@ from mpiprop.core.streams import Streams
 from mpiprop.guidance.sds import SDS
 from mpiprop.priors.diffusion import StableDiffusion
 from mpiprop.priors.lora import Lora
-from mpiprop.priors.mvdream import Cameras, Joined, MVDream
-from mpiprop.priors.prompts import Plain, Prompts
-from mpiprop.priors.zero123 import FromPicture, Zero123
+from mpiprop.conditioning.camera import Cameras
+from mpiprop.conditioning.picture import FromPicture, PictureConditions
+from mpiprop.conditioning.text import Plain, TextConditions
+from mpiprop.priors.mvdream import Joined, MVDream
+from mpiprop.priors.zero123 import Zero123
 from mpiprop.run.stage import Stage
 from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Reference
@@ -61,30 +64,35 @@ def mvdream(folder: Path, **keys) -> MVDream:
 
 # ---- a picture and a pose ----
 
+def shown_to(prior: Zero123, shown: Reference) -> PictureConditions:
+    """A picture as the prior is told of it."""
+    return FromPicture(shown).encode(prior, "", {})
+
+
 def test_a_pose_is_zero123s_of_the_cameras_positions(folders):
     """Spherical coordinates of the positions in a right-handed world with z up: polar angle from +z, azimuth from +x to +y."""
     prior, shown = zero123(folders["zero123"]), picture()
     views = orbit(torch.tensor([0.4, 1.5, -2.0, 3.0]), torch.tensor([0.3, -0.2, 1.2, 0.0]), torch.tensor([1.9, 2.5, 1.0, 1.9]),
                   0.8, (8, 8))
     weight, bias = projection(folders["zero123"])
-    told = prior.see(shown)
+    conditions = shown_to(prior, shown)
 
     def spherical(x: float, y: float, z: float) -> tuple[float, float, float]:
         r = math.sqrt(x * x + y * y + z * z)
         return math.acos(z / r), math.atan2(y, x), r
 
     theta0, azimuth0, r0 = spherical(*orbit(0.4, 0.3, 1.9, 0.8, (8, 8)).c2w[0, :3, 3].tolist())
-    text = told(views).text
+    text = conditions(views).positive["text"]
     for b in range(4):
         theta, azimuth, r = spherical(*views.c2w[b, :3, 3].tolist())
         pose = torch.tensor([theta - theta0, math.sin(azimuth - azimuth0), math.cos(azimuth - azimuth0), r - r0])
         expected = F.linear(torch.cat([embedding(folders["zero123"], shown), pose]), weight, bias)
-        torch.testing.assert_close(text[0, b, 0], expected, atol=1e-5, rtol=1e-5)
-    assert (text[0, 0, 0] - text[0, 1, 0]).abs().max() > 0.1
-    stable = zero123(folders["zero123"], pose="stable").see(shown)(views).text
+        torch.testing.assert_close(text[b, 0], expected, atol=1e-5, rtol=1e-5)
+    assert (text[0, 0] - text[1, 0]).abs().max() > 0.1
+    stable = shown_to(zero123(folders["zero123"], pose="stable"), shown)(views).positive["text"]
     pose = torch.tensor([0.0, 0.0, 1.0, math.pi / 2 - 0.3])
     expected = F.linear(torch.cat([embedding(folders["zero123"], shown), pose]), weight, bias)
-    torch.testing.assert_close(stable[0, 0, 0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stable[0, 0], expected, atol=1e-5, rtol=1e-5)
 
 
 def projection(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,16 +120,17 @@ def test_a_picture_is_shown_to_the_network_as_zero123_does(folders):
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     prior, views = zero123(folders["zero123"]), orbit(torch.tensor([0.5, -1.0]), 0.2, 1.8, 0.8, (8, 8))
-    told, x_t, t = prior.see(picture())(views), noise(2, 4, 8, 8), torch.tensor([100, 700])
+    condition, x_t, t = shown_to(prior, picture())(views), noise(2, 4, 8, 8), torch.tensor([100, 700])
     unet = UNet2DConditionModel.from_pretrained(folders["zero123"] / "unet").eval()
     vae = AutoencoderKL.from_pretrained(folders["zero123"] / "vae").eval()
     with torch.no_grad():
         mode = vae.encode(2 * on_white(picture()) - 1).latent_dist.mode()
-        cond = unet(torch.cat([x_t, mode.expand(2, -1, -1, -1)], 1), t, told.text[0]).sample
+        cond = unet(torch.cat([x_t, mode.expand(2, -1, -1, -1)], 1), t, condition.positive["text"]).sample
         uncond = unet(torch.cat([x_t, torch.zeros_like(x_t)], 1), t, torch.zeros(2, 1, tiny_models.WIDTH)).sample
-    rows = prior.eps(x_t.repeat(2, 1, 1, 1), t.repeat(2), **told.rows())
+    inputs = asking.stacked(condition.positive, condition.unconditional)
+    rows = prior.eps(x_t.repeat(2, 1, 1, 1), t.repeat(2), **inputs)
     torch.testing.assert_close(rows, torch.cat([cond, uncond]), atol=1e-5, rtol=1e-5)
-    guided = SDS(prior, prior.see(picture()), scale=3.0, cfg="B").predict(x_t, t, views, 0)
+    guided = asking.guided(SDS(prior, shown_to(prior, picture()), scale=3.0, cfg="B"), x_t, t, views)
     torch.testing.assert_close(guided, uncond + 3 * (cond - uncond), atol=1e-4, rtol=1e-4)
 
 
@@ -135,8 +144,8 @@ def test_zero123s_checkpoint_says_what_its_folder_says(suffix, folders, tmp_path
     state |= {"cc_projection.weight": weight, "cc_projection.bias": bias, "betas": torch.zeros(3)}
     path = write(state, tmp_path / f"zero{suffix}")
     ours, theirs = zero123(folder), zero123(path, base=str(folder))
-    views, x_t, t = orbit(torch.tensor([0.5, -1.0]), 0.2, 1.8, 0.8, (8, 8)), noise(4, 4, 8, 8), torch.full((4,), 300)
-    outs = [prior.eps(x_t, t, **prior.see(picture())(views).rows()) for prior in (ours, theirs)]
+    views, x_t, t = orbit(torch.tensor([0.5, -1.0]), 0.2, 1.8, 0.8, (8, 8)), noise(2, 4, 8, 8), torch.full((2,), 300)
+    outs = [prior.eps(x_t, t, **shown_to(prior, picture())(views).positive) for prior in (ours, theirs)]
     assert outs[0].std() > 0
     torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-5)
 
@@ -173,26 +182,28 @@ def test_joined_attention_is_a_loop_over_groups_and_heads():
 def test_a_camera_is_its_matrix_with_a_unit_translation(folders):
     views = orbit(AROUND + 0.2, 0.3, 1.7, 0.8, (8, 8))
     prior = mvdream(folders["mvdream"])
-    told = Cameras(negative="a chair").encode(prior, "a red chair")(views)
-    assert told.text.shape[:2] == (2, 4) and told.camera.shape == (2, 4, 16) and torch.equal(*told.camera)
+    condition = Cameras(negative="a chair").encode(prior, "a red chair", {})(views)
+    camera = condition.positive["camera"]
+    assert camera.shape == (4, 16) and torch.equal(condition.unconditional["camera"], camera)
     expected = views.c2w.clone()
     expected[:, :3, 3] /= 1.7
-    torch.testing.assert_close(told.camera[0].view(4, 4, 4), expected)
+    torch.testing.assert_close(camera.view(4, 4, 4), expected)
     text = prior.embed(["a red chair", "a chair"])
-    assert torch.equal(told.text, text[:, None].expand(-1, 4, -1, -1))
+    for inputs, row in zip((condition.positive, condition.unconditional), text):
+        assert torch.equal(inputs["text"], row.expand(4, -1, -1))
 
 
 def test_views_see_those_of_their_group_alone(folders):
     """One call for two groups, with and without words, says what a call for each says; within a group, each view tells."""
     prior, views = mvdream(folders["mvdream"]), orbit(torch.cat([AROUND, AROUND + 0.5]), 0.2, 1.8, 0.8, (8, 8))
-    sds = SDS(prior, Cameras().encode(prior, "a red chair"), scale=5.0, cfg="B")
+    sds = SDS(prior, Cameras().encode(prior, "a red chair", {}), scale=5.0, cfg="B")
     x_t, t = noise(8, 4, 8, 8), torch.tensor([100] * 4 + [700] * 4)
-    both = sds.predict(x_t, t, views, 0)
+    both = asking.guided(sds, x_t, t, views)
     for group in (slice(0, 4), slice(4, 8)):
-        torch.testing.assert_close(both[group], sds.predict(x_t[group], t[group], views[group], 0), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(both[group], asking.guided(sds, x_t[group], t[group], views[group]), atol=1e-4, rtol=1e-4)
     other = x_t.clone()
     other[3] += 1
-    moved = (sds.predict(other, t, views, 0) - both).abs().amax((1, 2, 3))
+    moved = (asking.guided(sds, other, t, views) - both).abs().amax((1, 2, 3))
     assert moved[:4].min() > 1e-5 and moved[4:].max() < 1e-5
 
 
@@ -231,7 +242,7 @@ def test_mvdreams_formats_say_the_same(folders, tmp_path):
 
 def test_a_group_shares_its_timestep(folders):
     prior = mvdream(folders["mvdream"])
-    sds = SDS(prior, Cameras().encode(prior, "a red chair"))
+    sds = SDS(prior, Cameras().encode(prior, "a red chair", {}))
     t = sds.timesteps(12, 3, STREAMS).view(3, 4)
     assert (t == t[:, :1]).all() and len(t[:, 0].unique()) == 3
 
@@ -284,11 +295,11 @@ def test_the_built_in_pose_model_tells_an_azimuth_from_its_mirror_image(shape):
     """Shown an object's front, it explains true views from the left and the right best by their own poses."""
     prior, azimuth = Zero123("cpu"), torch.tensor([0.0, 0.8, -0.8, 1.6, -1.6])
     rgba, views = trued(shape, azimuth)
-    told = prior.see(Reference(0.0, 0.2, 1.8, math.radians(49.1), rgba[0]))
+    conditions = shown_to(prior, Reference(0.0, 0.2, 1.8, math.radians(49.1), rgba[0]))
     x_t, eps, t = noised(prior, rgba, 800)
     _, mirrored = trued(shape, -azimuth)
-    own, other, blind = ((prior.eps(x_t, t, c.text[r], c.image[r]) - eps).square().mean((1, 2, 3))
-                         for c, r in ((told(views), 0), (told(mirrored), 0), (told(views), 1)))
+    told = (conditions(views).positive, conditions(mirrored).positive, conditions(views).unconditional)
+    own, other, blind = ((prior.eps(x_t, t, **inputs) - eps).square().mean((1, 2, 3)) for inputs in told)
     assert own[1:].mean() < 0.9 * other[1:].mean() and own.mean() < 0.9 * blind.mean()
 
 
@@ -300,8 +311,8 @@ def test_the_built_in_four_view_model_knows_where_its_cameras_are():
     _, turned = trued("house", AROUND + 0.3 + math.pi / 2)
 
     def explained(prompt: str, views: object) -> float:
-        told = Cameras().encode(prior, prompt)(views)
-        return (prior.eps(x_t, t, told.text[0], camera=told.camera[0]) - eps).square().mean().item()
+        inputs = Cameras().encode(prior, prompt, {})(views).positive
+        return (prior.eps(x_t, t, **inputs) - eps).square().mean().item()
 
     assert explained("a blue house", views) < 0.95 * explained("a blue house", turned)
     assert explained("a blue house", views) < explained("a red chair", views)
@@ -324,11 +335,11 @@ def test_a_models_kind_does_not_depend_on_where_it_lies(folders, tmp_path):
     (tmp_path / "stable").mkdir()
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "stable" / "weights")
     (tmp_path / "model.ckpt").symlink_to(folders["zero123"])
-    told = [zero123(path, base=str(folders["zero123"])).see(picture()) for path in
+    told = [shown_to(zero123(path, base=str(folders["zero123"])), picture()) for path in
             (folders["zero123"], tmp_path / "model.ckpt", tmp_path / "stable" / "weights")]
     for other in told[1:]:
         torch.testing.assert_close(told[0].token, other.token, atol=1e-5, rtol=1e-5)
-        assert not other.stable
+        assert not other.polar
 
 
 def test_models_of_another_kind_are_refused(folders):
@@ -337,10 +348,10 @@ def test_models_of_another_kind_are_refused(folders):
     assert "give an MVDream" in error(mvdream(folders["sd"]).verify)
     four, pose = mvdream(folders["mvdream"]), zero123(folders["zero123"])
     text = StableDiffusion("cpu", model=str(folders["sd"]))
-    assert "Cameras" in error(Plain().encode, four, "a chair")
-    assert "does not know" in error(Cameras().encode, text, "a chair")
-    assert "does not look at" in error(FromPicture(picture()).encode, text, "a chair")
-    assert "reads no text" in error(Plain().encode, pose, "a chair")
+    assert "Cameras" in error(Plain().encode, four, "a chair", {})
+    assert "does not know" in error(Cameras().encode, text, "a chair", {})
+    assert "does not look at" in error(FromPicture(picture()).encode, text, "a chair", {})
+    assert "use FromPicture" in error(Plain().encode, pose, "a chair", {})
     for prior in (four, pose):
         assert "text" in error(Lora, prior, STREAMS)
 
@@ -349,7 +360,7 @@ def test_models_of_another_kind_are_refused(folders):
 def test_score_distillation_carries_what_they_want_to_the_render(kind, folders):
     """The gradient is pure in (render, step, seed), finite, and that of all four views."""
     prior = zero123(folders[kind]) if kind == "zero123" else mvdream(folders[kind])
-    told = prior.see(picture()) if kind == "zero123" else Cameras().encode(prior, "a red chair")
+    told = shown_to(prior, picture()) if kind == "zero123" else Cameras().encode(prior, "a red chair", {})
     sds, views = SDS(prior, told, scale=3.0, cfg="B", weighting="uniform"), orbit(AROUND, 0.2, 1.8, 0.8, (16, 16))
 
     def gradient() -> torch.Tensor:
@@ -359,4 +370,4 @@ def test_score_distillation_carries_what_they_want_to_the_render(kind, folders):
 
     first = gradient()
     assert first.isfinite().all() and (first.abs().amax((1, 2, 3)) > 0).all() and torch.equal(first, gradient())
-    assert isinstance(told, Prompts) == (kind == "mvdream")
+    assert isinstance(told, TextConditions) == (kind == "mvdream")

@@ -11,7 +11,7 @@ import torch
 
 from mpiprop.core.errors import UserError
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
-from mpiprop.priors.prompts import Eight, Four, Plain, Prompts
+from mpiprop.conditioning.text import Eight, Four, Plain, TextConditions
 from mpiprop.views.cameras import orbit
 from tools.corpus import view_phrase
 
@@ -100,24 +100,30 @@ def test_interpolated_views_equal_the_named_ones_at_sector_centres_and_mix_linea
     torch.testing.assert_close(between, 0.7 * nearest[0] + 0.3 * nearest[0].roll(-1, 0), atol=1e-6, rtol=0)
 
 
+def rows(condition):
+    """All texts [B, N, E] of a condition."""
+    return [inputs["text"] for inputs in (condition.positive, condition.unconditional, *condition.negatives)]
+
+
 def test_every_text_is_the_mixture_of_the_embeddings_of_its_own_view():
     rng = torch.Generator().manual_seed(0)
     directions = Four(perp_neg=1.0)
-    prompts = Prompts(torch.randn(6, 5, 3, generator=rng), directions)
+    prompts = TextConditions(torch.randn(6, 5, 3, generator=rng), directions)
     batch = prompts(VIEWS)
     for b in range(0, 97, 8):
         alone = prompts(VIEWS[b:b + 1])
-        torch.testing.assert_close(batch.text[:, b], alone.text[:, 0])
+        for row, own in zip(rows(batch), rows(alone)):
+            torch.testing.assert_close(row[b], own[0])
         torch.testing.assert_close(batch.weights[:, b], alone.weights[:, 0])
-    picked = Prompts(prompts.embeddings, Four())(VIEWS)
+    picked = TextConditions(prompts.embeddings, Four())(VIEWS)
     index = Four()(AZIMUTH, ELEVATION)[0].argmax(-1)
-    assert torch.equal(picked.text, prompts.embeddings[index])
+    assert torch.equal(torch.stack(rows(picked)), prompts.embeddings[index])
 
 
 def test_prompts_survive_being_sent():
-    prompts = Prompts(torch.randn(19, 4, 8, generator=torch.Generator().manual_seed(0)), Eight(interpolate=True))
+    prompts = TextConditions(torch.randn(19, 4, 8, generator=torch.Generator().manual_seed(0)), Eight(interpolate=True))
     sent = pickle.loads(pickle.dumps(prompts))
-    assert torch.equal(sent(VIEWS).text, prompts(VIEWS).text)
+    assert all(map(torch.equal, rows(sent(VIEWS)), rows(prompts(VIEWS))))
 
 
 @pytest.mark.parametrize("kind, cls, room", [("sd", StableDiffusion, tiny_models.TOKENS - 2), ("if", DeepFloyd, 76)])

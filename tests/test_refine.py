@@ -9,7 +9,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal
 from mpiprop.guidance.refine import Refine
 from mpiprop.priors.closed_form import ClosedForm
-from mpiprop.priors.prompts import Plain, Prompts
+from mpiprop.conditioning.text import Plain, TextConditions
 from mpiprop.views.cameras import Image, Views, orbit
 
 PROMPT, SIZE, B = "a red chair", 8, 3
@@ -18,7 +18,7 @@ STREAMS = Streams(3, 7)
 
 def refine(**keys: object) -> Refine:
     prior = ClosedForm("cpu", size=SIZE)
-    return Refine(prior, Prompts.of(prior, Plain(), PROMPT), **keys)
+    return Refine(prior, TextConditions.of(prior, Plain(), PROMPT), **keys)
 
 
 def views(n: int = B) -> Views:

@@ -2,6 +2,7 @@
 
 import math
 
+import asking
 import pytest
 import tiny_models
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal
-from mpiprop.guidance.base import annealed, guided, perp_neg, surrogate, timesteps
+from mpiprop.guidance.cfg import guided, perp_neg
+from mpiprop.guidance.distillation import surrogate
 from mpiprop.guidance.sds import SDS
+from mpiprop.guidance.timesteps import annealed, uniform_timesteps
 from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import StableDiffusion
-from mpiprop.priors.prompts import Four, Plain, Prompts
+from mpiprop.conditioning.text import Four, Plain, TextConditions
 from mpiprop.views.cameras import Image, Views, orbit
 
 PROMPT = "a red chair"
@@ -31,7 +34,7 @@ def render(B: int, size: int = SIZE) -> Image:
 
 def closed_form(directions=Four(), **keys) -> SDS:
     prior = ClosedForm("cpu", size=SIZE)
-    return SDS(prior, Prompts.of(prior, directions, PROMPT), **keys)
+    return SDS(prior, TextConditions.of(prior, directions, PROMPT), **keys)
 
 
 def at_timestep(t: float) -> dict:
@@ -142,14 +145,15 @@ def test_perp_neg_pairs_every_negative_with_its_own_latent(folders):
     """One UNet call for a batch of six views says what six batches of one say."""
     prior, views = StableDiffusion("cpu", model=folders["sd"]), views_of(6)
     rng = torch.Generator().manual_seed(0)
-    prompts = Prompts(5 * torch.randn(6, 4, tiny_models.WIDTH, generator=rng), Four(perp_neg=1.0))
+    prompts = TextConditions(5 * torch.randn(6, 4, tiny_models.WIDTH, generator=rng), Four(perp_neg=1.0))
     sds = SDS(prior, prompts, scale=7.5, cfg="B")
     x_t, t = torch.randn(6, 4, 8, 8, generator=rng), torch.tensor([20, 100, 300, 500, 700, 980])
-    batch = sds.predict(x_t, t, views, 0)
-    plain = SDS(prior, Prompts(prompts.embeddings, Four()), scale=7.5, cfg="B").predict(x_t, t, views, 0)
+    batch = asking.guided(sds, x_t, t, views)
+    plain = SDS(prior, TextConditions(prompts.embeddings, Four()), scale=7.5, cfg="B")
+    plain = asking.guided(plain, x_t, t, views)
     assert (batch - plain).abs().amax((1, 2, 3))[1:4].min() > 1e-3  # or the test would not see a wrong pairing
     for b in range(6):
-        alone = sds.predict(x_t[b:b + 1], t[b:b + 1], one(views, b), 0)
+        alone = asking.guided(sds, x_t[b:b + 1], t[b:b + 1], one(views, b))
         torch.testing.assert_close(batch[b:b + 1], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -171,7 +175,7 @@ def test_a_v_prediction_model_gives_the_gradient_of_its_epsilon_twin(folders):
 
     twin = StableDiffusion("cpu", model=folders["sd"])
     twin.unet, twin.vae = Twin(), v_prior.vae
-    prompts = Prompts.of(v_prior, Four(), PROMPT)
+    prompts = TextConditions.of(v_prior, Four(), PROMPT)
     grads = []
     for prior in (v_prior, twin):
         image = render(3, 24)
@@ -183,7 +187,7 @@ def test_a_v_prediction_model_gives_the_gradient_of_its_epsilon_twin(folders):
 
 def test_the_gradient_is_a_function_of_render_step_and_seed_alone(folders):
     prior = StableDiffusion("cpu", model=folders["sd"])
-    sds = SDS(prior, Prompts.of(prior, Four(perp_neg=1.0), PROMPT))
+    sds = SDS(prior, TextConditions.of(prior, Four(perp_neg=1.0), PROMPT))
 
     def gradient(seed: int, tau: int) -> Tensor:
         image = render(2, 24)
@@ -197,11 +201,11 @@ def test_the_gradient_is_a_function_of_render_step_and_seed_alone(folders):
 
 
 def test_timesteps_fill_the_closed_interval():
-    drawn = timesteps(Streams(0, 0)("t"), 3000, 20, 40)
+    drawn = uniform_timesteps(Streams(0, 0)("t"), 3000, 20, 40)
     assert drawn.unique().tolist() == list(range(20, 41))
     counts = drawn.bincount()[20:].double()
     assert ((counts - 3000 / 21) ** 2 / (3000 / 21)).sum() < 45  # chi square, 20 degrees of freedom, p = 0.001
-    assert len(timesteps(Streams(0, 0)("t"), 50, 20, 980, per_sample=False).unique()) == 1
+    assert len(uniform_timesteps(Streams(0, 0)("t"), 50, 20, 980, per_sample=False).unique()) == 1
 
 
 def test_the_range_of_timesteps_follows_its_schedule():
@@ -245,7 +249,7 @@ def test_gradient_is_clipped_by_its_schedule():
 def test_a_broken_prediction_is_not_hidden(value, grad_clip):
     """The unit refuses what is not finite; clipping must not turn it into something that is."""
     prior, image = Blind(value), render(2)
-    sds = SDS(prior, Prompts.of(prior, Plain(), PROMPT), grad_clip=grad_clip)
+    sds = SDS(prior, TextConditions.of(prior, Plain(), PROMPT), grad_clip=grad_clip)
     scalar, _ = sds(image, views_of(2), 0, Streams(0, 0))
     scalar.backward()
     assert not scalar.isfinite() and not image.rgb.grad.isfinite().any()
@@ -260,5 +264,5 @@ def test_descent_on_pixels_finds_the_mean_picture():
         pixels = rgb.clone().requires_grad_()
         sds(Image(pixels, image.opacity, image.depth), views, tau, Streams(0, tau))[0].backward()
         rgb -= 2.0 / (1 + tau / 10) * pixels.grad
-    mu = sds.prior.decode(sds.prior.mean(sds.prompts(views).text[0]))
+    mu = sds.prior.decode(sds.prior.mean(sds.prompts(views).positive["text"]))
     assert (rgb.permute(0, 3, 1, 2) - mu).abs().mean() < 0.03

@@ -6,7 +6,7 @@ from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import StableDiffusion
 from mpiprop.priors.mvdream import MVDream
 from mpiprop.priors.parts import Parts
-from mpiprop.priors.prompts import Eight, Four
+from mpiprop.conditioning.text import Eight, Four
 from mpiprop.priors.vocabulary import Vocabulary, words
 from tools import corpus
 

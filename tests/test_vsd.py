@@ -21,7 +21,7 @@ from mpiprop.guidance.vsd import VSD
 from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.lora import Lora, _shapes
-from mpiprop.priors.prompts import Four, Prompts
+from mpiprop.conditioning.text import Four, TextConditions
 from mpiprop.run.stage import Stage
 from mpiprop.transport.base import Serial
 from mpiprop.transport.sharded import Shared
@@ -81,18 +81,21 @@ class Exact:
     def __init__(self, prior: ClosedForm, x0: Tensor) -> None:
         self.prior, self.x0 = prior, x0.double()
 
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
+    def network(self, tau: int) -> "Exact":
+        return self
+
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
         bar = self.prior.alpha_bar[t].view(-1, 1, 1, 1)
         return ((x_t - bar.sqrt() * self.x0) / (1 - bar).sqrt()).float()
 
-    def loss(self, *question: object) -> Tensor:
+    def loss(self, *question: object, **inputs: object) -> Tensor:
         return torch.zeros(())
 
 
 @pytest.mark.parametrize("keys", [{}, {"weighting": "uniform", "grad_clip": 0.05}, {"cfg": "A", "per_sample_t": False}])
 def test_with_the_exact_score_of_one_picture_vsd_is_sds(keys):
     prior = ClosedForm("cpu", size=8)
-    prompts, one, two = Prompts.of(prior, Four(), "a red chair"), render(5), render(5)
+    prompts, one, two = TextConditions.of(prior, Four(), "a red chair"), render(5), render(5)
     SDS(prior, prompts, **{"scale": 7.5, "cfg": "B"} | keys)(one, views_of(5), 3, Streams(1, 3))[0].backward()
     exact = Exact(prior, prior.encode(two.rgb.detach().permute(0, 3, 1, 2), Streams(1, 3)))
     VSD(prior, prompts, exact, **keys)(two, views_of(5), 3, Streams(1, 3))[0].backward()
@@ -106,11 +109,11 @@ def test_a_new_adapter_adds_nothing_and_a_trained_one_leaves_the_frozen_network_
     x_t, t, text, camera = question(prior)
     frozen = prior.eps(x_t, t, text)
     lora = Lora(prior, Streams(0, 0))
-    assert torch.equal(lora.eps(x_t, t, text, camera, 0), frozen)
-    trained = randomised(lora).eps(x_t, t, text, camera, 0)
+    assert torch.equal(lora.network(0).eps(x_t, t, text, camera), frozen)
+    trained = randomised(lora).network(0).eps(x_t, t, text, camera)
     assert (trained - frozen).abs().max() > 1e-2
     assert torch.equal(prior.eps(x_t, t, text), frozen)
-    assert (lora.eps(x_t, t, text, -camera, 0) - trained).abs().max() > 1e-3
+    assert (lora.network(0).eps(x_t, t, text, -camera) - trained).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd-v"])
@@ -130,7 +133,7 @@ def test_an_adapter_is_what_merging_it_into_the_weights_gives(folders, kind):
     hidden = torch.nn.functional.silu(w1 @ camera[0] + b1)
     plain.unet.time_embedding.linear_2.bias.data += w2 @ hidden + b2
     expected = plain.eps(x_t, t, text)
-    torch.testing.assert_close(lora.eps(x_t, t, text, camera, 0), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lora.network(0).eps(x_t, t, text, camera), expected, atol=1e-4, rtol=1e-4)
     noise, bar = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(2)), prior.alpha_bar[t].float().item()
     error = plain.eps(bar ** 0.5 * x_t + (1 - bar) ** 0.5 * noise, t, text) - noise
     factor = bar if kind == "sd-v" else 1.0  # v's error is that of the noise divided by alpha
@@ -169,7 +172,7 @@ def test_half_precision_gives_the_gradient_of_single(folders):
 
 def test_neither_gradient_enters_the_other(folders):
     prior = prior_of(folders, "sd")
-    lora, prompts = randomised(Lora(prior, Streams(0, 0))), Prompts.of(prior, Four(), "a red chair")
+    lora, prompts = randomised(Lora(prior, Streams(0, 0))), TextConditions.of(prior, Four(), "a red chair")
     found = {}
     for scale, weight in ((7.5, 1.0), (7.5, 0.0), (50.0, 1.0)):
         image = render(2, 16)
@@ -201,7 +204,7 @@ def test_an_adapter_may_be_of_a_network_that_predicts_v(folders):
     guidance, host = stage.unit(stage.embeddings()).terms[0].guidance, prior_of(folders, "sd-v")
     assert (guidance.prior.prediction, guidance.lora.prior.prediction) == ("epsilon", "v_prediction")
     x_t, t, text, camera = question(host)
-    assert torch.equal(guidance.lora.eps(x_t, t, text, camera, 0), host.eps(x_t, t, text))
+    assert torch.equal(guidance.lora.network(0).eps(x_t, t, text, camera), host.eps(x_t, t, text))
     assert not torch.equal(guidance.prior.eps(x_t, t, text), host.eps(x_t, t, text))
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
-from mpiprop.priors.mvdream import Cameras, MVDream
-from mpiprop.priors.prompts import Condition
+from mpiprop.conditioning.base import Condition
+from mpiprop.conditioning.camera import Cameras
+from mpiprop.conditioning.picture import FromPicture
+from mpiprop.priors.mvdream import MVDream
 from mpiprop.priors.zero123 import Zero123
 from mpiprop.views.cameras import orbit
 from mpiprop.views.reference import Reference
@@ -31,11 +33,12 @@ STEPS = 25  # of the sampler
 @torch.no_grad()
 def sampled(prior: Zero123 | MVDream, told: Condition, scale: float, seed: int) -> Tensor:
     """Returns images that DDIM makes of what the prior is told, under classifier-free guidance."""
-    B = told.text.shape[1]
+    B = len(told.positive["text"])
+    inputs = {name: torch.cat([told.positive[name], told.unconditional[name]]) for name in told.positive}
     x = torch.randn(B, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
     bars = [*prior.alpha_bar[torch.linspace(999, 0, STEPS + 1).round().long()[:-1]].float(), torch.tensor(1.0)]
     for t, bar, next_ in zip(torch.linspace(999, 0, STEPS + 1).round().long(), bars, bars[1:]):
-        cond, uncond = prior.eps(x.repeat(2, 1, 1, 1), t.expand(2 * B), **told.rows()).chunk(2)
+        cond, uncond = prior.eps(x.repeat(2, 1, 1, 1), t.expand(2 * B), **inputs).chunk(2)
         eps = uncond + scale * (cond - uncond)
         x = next_.sqrt() * (x - (1 - bar).sqrt() * eps) / bar.sqrt() + (1 - next_).sqrt() * eps
     return prior.decode(x)
@@ -84,7 +87,7 @@ def measure_pose(data: Posed, out: Path, scale: float = 3.0) -> None:
         colour = list(COLOURS).index(held_out(shape)[number % 2])
         groups = low(data, number)
         seen = front(data, tested(number, groups[0]))
-        picture = prior.see(reference(data, seen, colour))
+        picture = FromPicture(reference(data, seen, colour)).encode(prior, "", {})
         asked = tested(number, groups[1 % len(groups)]) + torch.arange(4)
         true = data.paint(asked, torch.full((4,), colour))
         made = sampled(prior, picture(orbit(*data.cameras[asked].T, FOVY, (64, 64))), scale, number)
@@ -118,7 +121,7 @@ def offsets(prior: Zero123, picture: object, cameras: Tensor, true: Tensor, seed
         for t, noise in noises:
             bar = prior.alpha_bar[t].float()
             x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * noise
-            eps = prior.eps(x_t, torch.full((len(x0),), t), rows.text[0], rows.image[0])
+            eps = prior.eps(x_t, torch.full((len(x0),), t), **rows.positive)
             total += (eps - noise).square().mean(dim=(1, 2, 3))
         error.append(total)
     return (torch.stack(error).argmin(0) + 4) % 8 - 4
@@ -132,7 +135,7 @@ def measure_four(data: Posed, out: Path, scale: float = 5.0) -> None:
         seen = [colour for colour in COLOURS if colour not in held_out(shape)]
         for colour in (seen[number % len(seen)], held_out(shape)[number % 2]):
             views = tested(number, low(data, number)[0]) + torch.arange(4)
-            told = Cameras().encode(prior, caption(shape, colour))(orbit(*data.cameras[views].T, FOVY, (64, 64)))
+            told = Cameras().encode(prior, caption(shape, colour), {})(orbit(*data.cameras[views].T, FOVY, (64, 64)))
             made = sampled(prior, told, scale, number)
             true = data.paint(views, torch.full((4,), list(COLOURS).index(colour)))
             images.append(made)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpiprop.priors.mvdream import CAMERA, Joined, camera_labels
-from mpiprop.priors.zero123 import pose
+from mpiprop.conditioning.picture import pose
 from mpiprop.views.cameras import orbit
 from tools.corpus import COLOURS, SHAPES, caption, view_phrase
 from tools.dataset import PAIRS, load_tokenizer, seen_colours

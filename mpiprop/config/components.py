@@ -17,10 +17,13 @@ from dataclasses import MISSING, dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, NewType, get_type_hints
 
 from mpiprop.core.errors import UserError, suggestion
 from mpiprop.core.schedules import Schedule
+
+Text = NewType("Text", str)
+"""The annotation of a guidance's key whose text is encoded with the prompt; {prompt} in it stands for the prompt."""
 
 PACKAGE = Path(__file__).parents[1]
 GROUP = "mpiprop.components"
@@ -36,8 +39,8 @@ OWN: dict[str, dict[str, str]] = {  # name and module of each, by the part of a 
                  "Likeness": "guidance.reference"},
     "prior": {"ClosedForm": "priors.closed_form", "StableDiffusion": "priors.diffusion", "DeepFloyd": "priors.diffusion",
               "MVDream": "priors.mvdream", "Zero123": "priors.zero123"},
-    "prompts": {"Plain": "priors.prompts", "Four": "priors.prompts", "Eight": "priors.prompts", "Cameras": "priors.mvdream",
-                "FromPicture": "priors.zero123"},
+    "prompts": {"Plain": "conditioning.text", "Four": "conditioning.text", "Eight": "conditioning.text",
+                "Cameras": "conditioning.camera", "FromPicture": "conditioning.picture"},
     "lora": {"Lora": "priors.lora"},
     "optimiser": {"Adam": "optim.optimisers", "AdamW": "optim.optimisers", "Adan": "optim.optimisers",
                   "SGD": "optim.optimisers"},
@@ -61,19 +64,20 @@ class Component:
     """A class that `use` may name."""
 
     use: str
-    doc: str
+    docs: tuple[str, ...]  # of the class, and of those that its other keys come from
     context: tuple[str, ...]  # parameters that the program gives
     keys: Mapping[str, tuple[Any, Any]]  # annotation and default of each; MISSING: no default
 
     @property
     def about(self) -> str:
         """What it is: the docstring's first paragraph."""
-        return self.doc.partition("\n\n")[0]
+        return self.docs[0].partition("\n\n")[0]
 
     @property
     def meanings(self) -> dict[str, str]:
         """The docstring's line about each key."""
-        return {name: " ".join(text.split()) for name, text in re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", self.doc)}
+        lines = (re.findall(r"(?m)^(\w+): (.*(?:\n +.*)*)", doc) for doc in reversed(self.docs))
+        return {name: " ".join(text.split()) for found in lines for name, text in found}
 
     def load(self) -> type:
         """The class itself, imported now. Raises UserError where it needs a package that is not there."""
@@ -122,6 +126,11 @@ def build(node: Node, *context: Any, **given: Any) -> Any:
         except TypeError:
             raise UserError(f"{node.use} cannot stand here: it needs other things than this place gives") from None
         return made(*context, **(keys | given))
+
+
+def texts(node: Node) -> dict[str, str]:
+    """The values of a component's keys whose texts are encoded with the prompt."""
+    return {name: node.keys[name] for name, (kind, _) in find(node.use).keys.items() if kind is Text}
 
 
 @contextmanager
@@ -188,31 +197,44 @@ def _loaded(use: str) -> type:
 def _inspected(use: str) -> Component:
     """What a plug-in's class says of itself, which takes importing it."""
     component = _loaded(use)
-    hints = get_type_hints(component.__init__)
     every = inspect.signature(component).parameters.values()
     context = tuple(p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-    keys = {p.name: (hints.get(p.name), MISSING if p.default is p.empty else p.default)
-            for p in every if p.kind is p.KEYWORD_ONLY}
-    return Component(use, inspect.getdoc(component) or "", context, keys)
+    docs, keys = [], {}
+    for cls in (cls for cls in inspect.getmro(component) if "__init__" in vars(cls)):
+        hints, own = get_type_hints(cls.__init__), inspect.signature(cls.__init__).parameters.values()
+        docs.append(inspect.cleandoc(cls.__doc__ or ""))
+        keys = {p.name: (hints.get(p.name), MISSING if p.default is p.empty else p.default)
+                for p in own if p.kind is p.KEYWORD_ONLY} | keys
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return Component(use, (inspect.getdoc(component) or "", *docs), context, keys)
 
 
 def _read(use: str) -> Component:
     """What a class of mpiprop says of itself, read from its source."""
     module = MODULES[use]
-    doc = inspect.cleandoc(ast.get_docstring(_definition(module, use)[1]) or "")
-    module, init = _constructor(module, use)
-    given = init.args
-    keys = {arg.arg: (_value(module, arg.annotation), MISSING if default is None else _value(module, default))
-            for arg, default in zip(given.kwonlyargs, given.kw_defaults)}
-    return Component(use, doc, tuple(arg.arg for arg in given.args[1:]), keys)
+    docs, context, keys = [_doc(_definition(module, use)[1])], None, {}
+    module, node, init = _constructor(module, use)
+    while True:
+        docs.append(_doc(node))
+        context = context or tuple(arg.arg for arg in init.args.args[1:])
+        keys = {arg.arg: (_value(module, arg.annotation), MISSING if default is None else _value(module, default))
+                for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults)} | keys
+        if init.args.kwarg is None:
+            return Component(use, tuple(docs), context, keys)
+        module, node, init = _constructor(module, node.bases[0].id)
 
 
-def _constructor(module: str, name: str) -> tuple[str, ast.FunctionDef]:
-    """The constructor of a class, which may be that of its first base, and the module that it is in."""
+def _doc(node: ast.ClassDef) -> str:
+    return inspect.cleandoc(ast.get_docstring(node) or "")
+
+
+def _constructor(module: str, name: str) -> tuple[str, ast.ClassDef, ast.FunctionDef]:
+    """The constructor of a class, which may be that of its first base, and the class and module that it is in."""
     module, node = _definition(module, name)
     for inner in node.body:
         if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
-            return module, inner
+            return module, node, inner
     return _constructor(module, node.bases[0].id)
 
 
@@ -241,7 +263,7 @@ class _Names(dict):
     """The names that annotations and defaults of a module of mpiprop are made of."""
 
     def __init__(self, module: str) -> None:
-        super().__init__(Schedule=Schedule, Literal=Literal, Sequence=Sequence, Node=Node)
+        super().__init__(Schedule=Schedule, Literal=Literal, Sequence=Sequence, Node=Node, Text=Text)
         self.module = module
 
     def __missing__(self, name: str) -> Any:

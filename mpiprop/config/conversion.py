@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mpiprop.config.components import FORMER, Node, find
+from mpiprop.config.components import FORMER, Node, Text, find
 from mpiprop.core.errors import UserError, suggestion
 
 
@@ -55,7 +55,7 @@ def convert(kind: Any, value: Any, path: str) -> Any:
         return {name: convert(args[1], item, f"{path}.{name}") for name, item in value.items()}
     if kind is float and type(value) in (int, float) and -1e308 <= value <= 1e308:
         return float(value)
-    if kind in (bool, int, str, NoneType) and type(value) is kind:
+    if kind in (bool, int, str, NoneType) and type(value) is kind or kind is Text and type(value) is str:
         return value
     raise _Mismatch(path, kind, value)
 

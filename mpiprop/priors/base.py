@@ -15,6 +15,11 @@ from mpiprop.core.streams import Streams
 from mpiprop.priors.vocabulary import Vocabulary
 
 
+Inputs = Mapping[str, Tensor]
+"""What a network reads beside x_t and t, by the names of `Prior.eps`'s parameters, a row for each image: text [B, N, E],
+and of some priors image [B, C, h, w] or camera [B, 16]."""
+
+
 class Prior(Protocol):
     """A frozen model of images given text and whatever else it is told. Building one is cheap: weights are read when they are
     first used."""
@@ -22,6 +27,7 @@ class Prior(Protocol):
     device: torch.device
     alpha_bar: Tensor  # [T] float64 on the CPU, the cumulative product of 1 - beta
     group: int  # adjacent views that are denoised together
+    reads: frozenset[str]  # kinds of conditions that it must be told: text, camera, picture
     vocabulary: Vocabulary | None  # all words that it knows, of a model that knows few
 
     def verify(self, strings: Sequence[str] = ()) -> list[str]:
@@ -45,9 +51,19 @@ class Prior(Protocol):
     def decode(self, x0: Tensor) -> Tensor:
         """The image [B, 3, H, W] in [0, 1] of x0."""
 
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, **told: Tensor) -> Tensor:
-        """The noise predicted in x_t at timesteps t [B] given text [B, N, E] and what else the rows of a
-        prompts.Condition hold; not differentiable."""
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, **inputs: Tensor) -> Tensor:
+        """The noise predicted in x_t at timesteps t [B] given text [B, N, E] and other `Inputs`; not differentiable."""
+
+
+def alpha_sigma(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns alpha_t and sigma_t [B, 1, 1, 1] on the device of timesteps t [B]: x_t = alpha_t x0 + sigma_t eps."""
+    bar = alpha_bar_at(prior, t)
+    return bar.sqrt(), (1 - bar).sqrt()
+
+
+def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
+    """Returns alpha_bar_t [B, 1, 1, 1] float32 on the device of timesteps t [B]."""
+    return prior.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
 
 
 def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:

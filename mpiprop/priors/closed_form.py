@@ -31,6 +31,7 @@ class ClosedForm:
     """
 
     group = 1
+    reads = frozenset({"text"})
     vocabulary = Vocabulary((), tuple(COLOURS), frozenset({"ball", "disc", "view", "side", "overhead", *SHADES}))
 
     def __init__(self, device: torch.device | str, *, size: int = 16, radius: float = 0.6, spread: float = 0.2) -> None:

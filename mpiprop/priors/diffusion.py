@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal
-from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.base import alpha_bar, alpha_sigma
 from mpiprop.priors.networks import Network
 from mpiprop.priors.ldm import Original
 from mpiprop.priors.parts import KINDS, Parts
-from mpiprop.priors.prompts import encode, lost
+from mpiprop.priors.tokens import encode, lost
 from mpiprop.priors.vocabulary import Vocabulary
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -30,6 +30,7 @@ class Diffusion:
     """A UNet, its noise schedule, and how to read both."""
 
     group = 1
+    reads = frozenset({"text"})
 
     def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str) -> None:
         from diffusers import DDPMScheduler
@@ -97,15 +98,18 @@ class Diffusion:
 
     @torch.no_grad()
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
-        """The predicted noise [B, C, h, w] float32; a v-prediction is converted: eps = alpha v + sigma x_t."""
+        """The predicted noise [B, C, h, w] float32."""
         x = x_t if image is None else torch.cat([x_t, image], 1)
         told = {} if camera is None else {"class_labels": camera.to(self.dtype)}
         out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **told).sample
-        out = out[:, : x_t.shape[1]].float()  # DeepFloyd appends a variance
+        return self.noise_of(out[:, : x_t.shape[1]].float(), x_t, t)  # DeepFloyd appends a variance
+
+    def noise_of(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise [B, C, h, w] that a prediction `out` of the network stands for: eps = alpha v + sigma x_t."""
         if self.prediction == "epsilon":
             return out
-        bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
-        return bar.sqrt() * out + (1 - bar).sqrt() * x_t
+        alpha, sigma = alpha_sigma(self, t)
+        return alpha * out + sigma * x_t
 
     def place(self, part: str) -> Any:
         """A network with its weights on the device, laid out as is fastest there."""

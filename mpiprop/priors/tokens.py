@@ -1,0 +1,43 @@
+"""Texts through a tokenizer and an encoder of the transformers library.
+
+Letters: V texts, N tokens of width E.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpiprop.core.errors import UserError
+
+
+def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
+    """The encoder's last hidden states [V, length, E], float32 on the CPU; a text that is too long is cut before its end
+    token, as `lost` tells."""
+    tokens = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    mask = tokens["attention_mask"].to(encoder.device) if masked else None
+    with torch.no_grad():
+        return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
+
+
+def lost(tokenizer: Any, length: int, strings: Sequence[str], words_too: bool = True) -> list[str]:
+    """What of the texts a model with this tokenizer does not read, and with `words_too` which words it can only spell; a line
+    for each kind of loss.
+
+    Raises UserError where it knows no word at all, as when its vocabulary is missing.
+    """
+    notes, strings = [], list(strings)
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", " ".join(strings)))
+    pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
+    if pieces and all(tokenizer.unk_token_id in ids for ids in pieces.values()):
+        raise UserError(f"prompt {strings[0]!r}: the model's tokenizer knows no word of it; is its vocabulary there?")
+    spelt = [f'"{word}"' for word, ids in pieces.items() if tokenizer.unk_token_id in ids or len(ids) >= len(word) > 2]
+    if words_too and spelt:
+        notes.append(f"the model does not know {', '.join(spelt)}; expect a poor result")
+    longest = max(tokenizer(strings, truncation=False, verbose=False)["input_ids"], key=len) if strings else []
+    if len(longest) > length:
+        notes.append(f"the prompt is too long: with the view that is added it has {len(longest)} tokens, and the model reads "
+                     f'{length}; not read: "{tokenizer.decode(longest[length - 1:-1]).strip()}"')
+    return notes
