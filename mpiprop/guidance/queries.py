@@ -83,7 +83,13 @@ def _predictions(queries: Sequence[Query]) -> list[Tensor]:
         calls.setdefault((id(query.network), frozenset(query.inputs)), []).append(i)
     for rows in calls.values():
         asked = [queries[i] for i in rows]
-        inputs = {name: torch.cat([query.inputs[name] for query in asked]) for name in asked[0].inputs}
-        eps = asked[0].network.eps(torch.cat([query.x_t for query in asked]), torch.cat([query.t for query in asked]), **inputs)
+        inputs = {name: _joined([query.inputs[name] for query in asked]) for name in asked[0].inputs}
+        x_t, t = _joined([query.x_t for query in asked]), _joined([query.t for query in asked])
+        eps = asked[0].network.eps(x_t, t, **inputs)
         answers |= zip(rows, eps.split([len(query.x_t) for query in asked]))
     return [answers[i] for i in range(len(queries))]
+
+
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    """All rows as one batch. It is laid out in order, whatever the parts are: networks round otherwise in other layouts."""
+    return batches[0] if len(batches) == 1 else torch.cat([*batches]).contiguous()
