@@ -84,7 +84,7 @@ def test_what_a_run_of_a_cloud_leaves(setting, alone, capsys):
 
 
 @pytest.mark.parametrize("words, told", [
-    (["stages.0.material.use=Diffuse"], "material: Gaussians have colours of their own"),
+    (["stages.0.material.use=Diffuse"], "stages.0.material: Gaussians have colours of their own"),
     (["stages.0.optimiser={use: 'Adam', between: log, lr: [[0, 0.1], [9, 0]]}"],
      "between: log needs values above 0")])
 def test_a_mistake_is_one_line(setting, tmp_path, capfd, words, told):

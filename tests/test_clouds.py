@@ -345,7 +345,7 @@ def test_a_cloud_is_written_and_read_in_the_common_layout(tmp_path):
     with torch.no_grad():
         for parameter in shape.parameters():
             parameter.copy_(normal(Streams(4, 0)(str(parameter.shape)), *parameter.shape))
-    write_cloud(shape.cloud(), tmp_path / "cloud.ply")
+    write_cloud(shape.rows(), tmp_path / "cloud.ply")
     vertices = PlyData.read(tmp_path / "cloud.ply")["vertex"]
     assert [p.name for p in vertices.properties] == (
         "x y z nx ny nz f_dc_0 f_dc_1 f_dc_2 f_rest_0 f_rest_1 f_rest_2 f_rest_3 f_rest_4 f_rest_5 f_rest_6 f_rest_7 f_rest_8 "

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpiprop.config import loader
 from mpiprop.core import sums
 from mpiprop.run.stage import Stage
+from mpiprop.shapes.surfaces.base import Surface
 
 # By the list in the manual of torch.use_deterministic_algorithms, with the names that operations have inside torch. Not among
 # them: upsample_bilinear2d_backward, whose place another implementation takes on a GPU (torch.nn.functional.interpolate).
@@ -91,7 +92,7 @@ def test_steps_do_nothing_that_a_gpu_refuses(deterministic, tmp_path, name):
         given = {f"{term}guidance.prior.model": model, f"{term}guidance.prior.variant": "null",
                  **{f"{term}{key}": value for key, value in SMALL.items()},
                  **{f"stages.{i}.shape.{key}": value for key, value in keys.items()}}
-        if "volume" in run.stages[i].render.use:
+        if run.stages[i].render.use == "Volume":
             given[f"stages.{i}.render.samples"] = 32
         stage = Stage(loader.load(name, [f"{key}={value}" for key, value in given.items()]), i, torch.device("cpu"))
         with Watch() as watch:
@@ -104,8 +105,8 @@ def test_steps_do_nothing_that_a_gpu_refuses(deterministic, tmp_path, name):
             rollout(drift, x)
             with torch.no_grad():
                 stage.scene.render(stage.views[0].turntable(1, (8, 8)), stage.T)
-            if stage.scene.surface() is None:
-                stage.scene.solid(torch.rand(50, 3) - 0.5)
+            if not isinstance(stage.scene.shape, Surface):
+                stage.scene.shape.solid(torch.rand(50, 3) - 0.5)
             stage.scene.albedo(torch.rand(50, 3) - 0.5)
         assert not watch.found
 

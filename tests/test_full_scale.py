@@ -31,13 +31,13 @@ def test_dreamfusion_has_the_papers_parameters(stage):
     assert spans["background.network"].stop - spans["background.network"].start == 448
     assert stage.scene.layout.L - stage.scene.layout.D == 32 ** 3  # the occupancy grid rides along
     assert stage.T == 10_000 and stage.config.window.size == 7
-    assert stage.scene.renderer.step(stage.scene.shape) == pytest.approx(0.01353125, rel=1e-6)
+    assert stage.scene.renderer.ray_spacing(stage.scene.shape) == pytest.approx(0.01353125, rel=1e-6)
 
 
 def test_dreamfusion_starts_as_a_blob(stage):
     """softplus(10 (1 - |x| / 0.5)) up to the 1e-4 of a fresh hash grid."""
     x = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0, 0, 1.0]])
-    assert stage.scene.solid(x).tolist() == pytest.approx([math.log1p(math.exp(raw)) for raw in (10, 0, -10)], rel=2e-3)
+    assert stage.scene.shape.solid(x).tolist() == pytest.approx([math.log1p(math.exp(raw)) for raw in (10, 0, -10)], rel=2e-3)
 
 
 @pytest.mark.parametrize("tau, levels", [(0, 8), (2499, 8), (2500, 9), (5999, 15), (6000, 16), (9999, 16)])

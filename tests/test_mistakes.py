@@ -140,7 +140,7 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run("texture.yaml"), "stages.0.shape: begins with the shape of a stage before it"),
     (run("demo/magic3d", f"stages.1.shape={HASHGRID}", "stages.1.render={use: 'Volume'}",
          f"{FINE}.penalties={{}}"), "stages.1.shape: this stage's shape, a HashGrid, is laid out otherwise"),
-    (run("demo/magic3d", "stages.1.shape.levels=3"), "stages.1.shape: shape.inherit_texture: the previous stage's texture"),
+    (run("demo/magic3d", "stages.1.shape.levels=3"), "stages.1.shape: inherit_texture: the previous stage's texture"),
     (run(SPLAT, "stages.1.shape={use: 'DMTet', resolution: 16}"), "a DMTet cannot begin with a Gaussians"),
     (run("demo", "from=nowhere"), "from=nowhere: no run folder with a window.h5"),
     (run("demo", "from=damaged"), "damaged"),

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.render.volume import Volume
-from mpiprop.shapes.base import Steps
+from mpiprop.shapes.fields.base import RaySteps
 from mpiprop.shapes.fields.sdf import SDF, grazing
 from mpiprop.views.cameras import Views, look_at
 
@@ -84,7 +84,7 @@ def test_alphas_are_those_of_the_papers_formula():
 def test_a_field_without_a_ray_is_met_head_on_and_which_samples_count_is_decided_so():
     shape, x = ball(cosine_anneal=0), torch.rand(40, 3, generator=torch.Generator().manual_seed(1)) - 0.5
     directions = torch.nn.functional.normalize(x - 0.2, dim=-1)
-    head_on, values = shape.probe(x, True, Steps(directions, 0.01))
+    head_on, values = shape.probe(x, True, RaySteps(directions, 0.01))
     assert torch.equal(head_on, shape.density(x)) and torch.equal(shape.probe(x, True)[1](slice(None)).density, head_on)
     seen = values(slice(None))
     cos = (seen.normals * directions).sum(-1)
@@ -103,7 +103,7 @@ def test_the_gradient_of_opacity_is_that_of_differences(tau):
     shape.at(tau)
 
     def loss() -> torch.Tensor:
-        return shape.probe(x, True, Steps(directions, 0.02))[1](slice(None)).density.square().sum()
+        return shape.probe(x, True, RaySteps(directions, 0.02))[1](slice(None)).density.square().sum()
 
     weights = [shape.sdf_network.get_parameter(name) for name, _ in shape.sdf_network.named_parameters()]
     for weight, grad in zip(weights, torch.autograd.grad(loss(), weights)):

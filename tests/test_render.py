@@ -7,7 +7,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.render.volume import Volume, composite_weights
-from mpiprop.shapes.base import Field, Values
+from mpiprop.shapes.fields.base import Field, Values
 from mpiprop.views.cameras import Image, Samples, orbit
 
 RNG = Streams(0, 0)

@@ -19,7 +19,7 @@ def test_a_textured_surface_is_the_same_picture_after_a_file(tmp_path):
     shape.encoding.table.data.mul_(1e5)  # as colourful as a trained one
     scene = Scene(shape, NoMaterial(), Solid(RNG, colour=(1.0, 1.0, 1.0)), Mesh())
     views = turntable(4, 0.3, 1.8, 0.8, (96, 96))
-    vertices, faces = scene.surface()
+    vertices, faces = scene.shape.surface()
     source = shown(views, vertices, faces, vertices, faces, scene.albedo)
     image = scene.render(views, 0).rgb
     assert psnr(source, image) > 60 and image[image.sum(-1) < 2.9].std(0).mean() > 0.1

@@ -32,7 +32,7 @@ def test_dreamfusion_at_full_scale_has_the_published_dimension():
     assert {name: span.stop - span.start for name, span in scene.layout.groups.items()} == {
         "geometry.encoding": 12_599_920, "geometry.density_network": 2112, "geometry.feature_network": 2240,
         "background.network": 448}
-    assert scene.renderer.step(scene.shape) == pytest.approx(0.01353125, rel=1e-4)
+    assert scene.renderer.ray_spacing(scene.shape) == pytest.approx(0.01353125, rel=1e-4)
 
 
 def test_parameters_gradients_and_riding_state_are_views_of_flat_vectors():
@@ -111,9 +111,9 @@ def test_evaluation_renders_have_no_randomness_and_export_queries_answer():
         one, two = scene.render(frame, 100), scene.render(frame, 100)
     assert torch.equal(one.rgb, two.rgb) and one.normal.shape == (2, 8, 8, 3)
     x = torch.tensor([[0.0, 0, 0], [0.9, 0.9, 0.9]])
-    density, albedo = scene.solid(x), scene.albedo(x)
+    density, albedo = scene.shape.solid(x), scene.albedo(x)
     assert density[0] > 5 > 0.1 > density[1] and albedo.shape == (2, 3) and 0 <= albedo.min() <= albedo.max() <= 1
-    assert scene.bound == 1.0 and not density.requires_grad
+    assert not albedo.requires_grad
 
 
 def test_normals_are_left_out_only_where_the_shading_does_not_read_them():

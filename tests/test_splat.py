@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.render.splat import Splat, colours, rasterise
-from mpiprop.shapes.base import Shape, Splats
+from mpiprop.shapes.clouds.base import Cloud, Splats
+from mpiprop.shapes.surfaces.base import Surface
 from mpiprop.views.cameras import Views, orbit
 
 NAMES = ("means", "scales", "rotations", "opacities", "harmonics")
@@ -97,11 +98,11 @@ def test_one_gaussian_in_closed_form():
     one = Splats(torch.zeros(1, 3).double(), torch.full((1, 3), 0.2).double(), torch.tensor([[1.0, 0, 0, 0]]).double(),
                  torch.tensor([0.7]).double(), torch.zeros(1, 1, 3).double())
 
-    class Cloud(Shape):
+    class One(Cloud):
         def splats(self):
             return one
 
-    image = Splat()(Cloud(), None, lambda directions: torch.ones_like(directions), views)
+    image = Splat()(One(), None, lambda directions: torch.ones_like(directions), views)
     f = 11 / (2 * float(torch.tan(views.fovy[0] / 2)))
     v = (f * 0.2 / 2) ** 2 + 0.3
     for i, j in ((5, 5), (5, 7), (3, 6)):
@@ -131,8 +132,8 @@ def test_nothing_to_see_is_the_background():
 
 
 def test_a_shape_of_another_kind_is_refused():
-    with pytest.raises(UserError, match="draws clouds of Gaussians, and a Shape is none"):
-        Splat()(Shape(), None, None, cameras())
+    with pytest.raises(UserError, match="draws clouds of Gaussians, and a Surface is none: use Mesh"):
+        Splat().check(Surface())
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ import torch
 
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.io.mesh import iso_surface
-from mpiprop.shapes.base import Splats
+from mpiprop.shapes.clouds.base import Splats
 from mpiprop.geometry.harmonics import C0
 from mpiprop.shapes.clouds.splat_density import TOLERANCE, colour, density
 

@@ -27,7 +27,7 @@ from mpiprop.render.splat import Splat
 from mpiprop.render.volume import Volume
 from mpiprop.objective.scene import Scene
 from mpiprop.appearance.backgrounds import Solid
-from mpiprop.shapes.base import Field, Values
+from mpiprop.shapes.fields.base import Field, Values
 from mpiprop.shapes.clouds.gaussians import Gaussians
 from mpiprop.geometry.harmonics import C0
 from mpiprop.appearance.materials import NoMaterial
@@ -153,7 +153,8 @@ def test_a_mesh_is_exported_with_its_own_atlas_and_texture(ball, tmp_path):
     mesh = extract(ball, faces=10, texture=16, say=lambda text: None)
     files.write(mesh, tmp_path / "mesh.glb")
     (read,) = trimesh.load(tmp_path / "mesh.glb").geometry.values()
-    skin, albedo = ball.texture()
+    skin = ball.shape.skin()
+    albedo = ball.texture(skin)
     picture = np.asarray(read.visual.material.baseColorTexture.convert("RGB"), np.float32) / 255
     assert np.abs(picture - albedo.numpy()).max() <= 0.5 / 255 + 1e-6
     assert np.array_equal(read.faces, skin.corners.numpy())

@@ -52,7 +52,7 @@ def test_gaussians_are_drawn_as_the_program_draws_them(tmp_path: Path) -> None:
     shape.f_dc.data = torch.randn(200, 1, 3, generator=rng)
     shape.opacity.data = 3 * torch.randn(200, 1, generator=rng)
     (tmp_path / "config.yaml").write_text("prompt: a cloud\n")
-    ply.write(shape.cloud(), tmp_path / "cloud.ply")
+    ply.write(shape.rows(), tmp_path / "cloud.ply")
     drawn = canvas(tmp_path)
 
     _, (low, high) = splats.packed(tmp_path / "cloud.ply")

@@ -243,7 +243,7 @@ def test_prolificdreamer_has_the_papers_parameters(folders):
     scene = Stage(loader.load("prolificdreamer", [f"stages.0.terms.0.guidance.prior.model={folders['sd']}"]), 0,
                   torch.device("cpu")).scene
     spans = scene.layout.groups
-    assert spans["lora"].start == 12_604_720 and scene.renderer.step(scene.shape) == pytest.approx(0.00676563, rel=1e-5)
+    assert spans["lora"].start == 12_604_720 and scene.renderer.ray_spacing(scene.shape) == pytest.approx(0.00676563, rel=1e-5)
 
 
 def overrides(folders: dict[str, str], policy: str, *more: str) -> list[str]:

@@ -57,7 +57,7 @@ def main() -> None:
         views = Random(batch=batch, size=size)(0, RNG)
         shape, encoding = scene.shape, scene.shape.encoding
         x = scene.render(views, 0, RNG).samples.positions
-        unit = (x.T / (2 * scene.bound) + 0.5).contiguous()
+        unit = (x.T / (2 * scene.shape.radius) + 0.5).contiguous()
         code = encoding(unit).detach().requires_grad_()
 
         def backward(forward: Callable[[], Tensor]) -> Callable[[], None]:

@@ -15,13 +15,13 @@ import torch
 from mpiprop.core.memory import recycle_large_blocks
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.render.splat import Splat
-from mpiprop.shapes.base import Shape, Splats
+from mpiprop.shapes.clouds.base import Cloud, Splats
 from mpiprop.shapes.clouds.gaussians import ball, spacing
 from mpiprop.views.cameras import turntable
 from tools.bench_raster import milliseconds
 
 
-class Cloud(Shape):
+class Fixed(Cloud):
     """Gaussians as they are."""
 
     def __init__(self, kind: str, N: int, device: str) -> None:
@@ -61,7 +61,7 @@ def main() -> None:
         for size in (64, 128):
             views = turntable(1, 0.2, 2.5, 49.1 / 57.29577951, (size, size)).to(args.device)
             for kind in ("init", "trained"):
-                cloud = Cloud(kind, N, args.device)
+                cloud = Fixed(kind, N, args.device)
 
                 def image() -> torch.Tensor:
                     return render(cloud, None, torch.ones_like, views).rgb

@@ -26,23 +26,24 @@ def export(args: Namespace) -> int:
     _can_export(args, form)
     size = {"turntable.size" if form in FILMS else "mesh.resolution": args.resolution} if args.resolution else {}
     from mpiprop.run import outputs
+    from mpiprop.shapes.clouds.base import Cloud
 
     stage, found = outputs.newest(args.run, overrides=[f"{key}={value}" for key, value in size.items()])
     theta = found.window.x.theta
     scene = stage.scene.load(theta, stage.T)
-    rows = scene.cloud() if form == "ply" else None
-    out = args.out or args.run / f"{'turntable' if form in FILMS else 'cloud' if rows else 'mesh'}.{form}"
+    gaussians = form == "ply" and isinstance(scene.shape, Cloud)
+    out = args.out or args.run / f"{'turntable' if form in FILMS else 'cloud' if gaussians else 'mesh'}.{form}"
     if form in FILMS:
         from mpiprop.io.pictures import film
         turntable = stage.run.turntable
         views = stage.views[0].turntable(turntable.frames, (turntable.size, turntable.size))
         views = views.farther(outputs.farther(stage, theta, outputs.VIEWS))
         film(outputs.frames(stage, theta, views), out, turntable.fps)
-    elif rows:
+    elif gaussians:
         from mpiprop.io.files import write_cloud
         if args.resolution:
             raise UserError("--resolution: Gaussians are written as they are; leave it out")
-        write_cloud(rows, out)
+        write_cloud(scene.shape.rows(), out)
     else:
         from mpiprop.io.files import write
         from mpiprop.io.mesh import extract

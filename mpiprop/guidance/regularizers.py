@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.views.cameras import Image, Samples, Surface, Views
+from mpiprop.views.cameras import Image, Samples, Triangles, Views
 from mpiprop.guidance import surface_losses as surfaces
 
 
@@ -121,7 +121,7 @@ def _samples(image: Image, name: str) -> Samples:
     return image.samples
 
 
-def _surface(image: Image, name: str) -> Surface:
+def _surface(image: Image, name: str) -> Triangles:
     if image.surface is None:
         raise UserError(lacking(name, set()))
     return image.surface

@@ -16,10 +16,12 @@ from torch import Tensor
 from mpiprop.core.errors import RunError
 from mpiprop.io.atlas import Atlas, Texture, paint, unwrap
 from mpiprop.geometry.triangles import vertex_normals
+from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.fields.base import Field
+from mpiprop.shapes.surfaces.base import Surface, TexturedSurface
 
 if TYPE_CHECKING:
     from mpiprop.objective.scene import Scene
-    from mpiprop.shapes.base import Skin
 
 Say = Callable[[str], None]
 Function = Callable[[Tensor], Tensor]  # of points [N, 3]
@@ -53,14 +55,16 @@ def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["a
             parts: float = 0.01, faces: int = 0, texture: int = 0, height_m: float = 0.0) -> Mesh:
     """The surface of a scene, found by `iso_surface` where it is a field, made ready for other programs by `finish`; the
     keys of `mesh`. A mesh that has a texture of its own keeps it, and all of its faces."""
-    if (own := scene.texture()) is not None:
-        return real_size(_with_own_texture(scene, *own, say), height_m)
-    if (found := scene.surface()) is not None:
-        vertices, corners = (tensor.cpu().numpy() for tensor in found)
+    shape = scene.shape
+    if isinstance(shape, TexturedSurface):
+        return real_size(_with_own_texture(scene, shape, say), height_m)
+    if isinstance(shape, Surface):
+        vertices, corners = (tensor.detach().cpu().numpy() for tensor in shape.surface())
         mesh = without_crumbs(Mesh(vertices, corners.astype(np.int32)), parts)
     else:
-        level = threshold if scene.level is None else scene.level
-        mesh = iso_surface(lambda x: scene.solid(x.to(scene.device)), scene.bound, resolution, level, say, parts)
+        assert isinstance(shape, (Field, Cloud))
+        level = shape.level if isinstance(shape, Field) and shape.level is not None else threshold
+        mesh = iso_surface(lambda x: shape.solid(x.to(scene.device)), shape.radius, resolution, level, say, parts)
     return finish(mesh, lambda x: scene.albedo(x.to(scene.device)), faces, texture, height_m, say)
 
 
@@ -154,10 +158,10 @@ def real_size(mesh: Mesh, height_m: float) -> Mesh:
     return replace(mesh, vertices=((mesh.vertices - foot) * (height_m / (high - low)[2])).astype(np.float32))
 
 
-def _with_own_texture(scene: "Scene", skin: "Skin", albedo: Tensor, say: Say) -> Mesh:
+def _with_own_texture(scene: "Scene", shape: TexturedSurface, say: Say) -> Mesh:
     """The mesh of a scene that has one with a texture, whose colours are also at its vertices."""
-    vertices, faces = (tensor.cpu().numpy() for tensor in scene.surface())
-    uv, corners, albedo = skin.uv.cpu().numpy(), skin.corners.cpu().numpy(), albedo.cpu().numpy()
+    skin, (vertices, faces) = shape.skin(), (tensor.detach().cpu().numpy() for tensor in shape.surface())
+    uv, corners, albedo = skin.uv.cpu().numpy(), skin.corners.cpu().numpy(), scene.texture(skin).cpu().numpy()
     source = np.zeros(len(uv), np.int32)
     source[corners] = faces
     texel = (uv * len(albedo)).astype(int).clip(0, len(albedo) - 1)

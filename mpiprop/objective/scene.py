@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mpiprop.core import ancestry
-from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.core.theta import MEASURED, Layout, Theta
 from mpiprop.priors.lora import Lora
-from mpiprop.render.splat import Splat
-from mpiprop.render.volume import Volume
-from mpiprop.shapes.clouds import splat_density
-from mpiprop.shapes.base import Shape, Skin
-from mpiprop.appearance.materials import NoMaterial
+from mpiprop.render.base import Renderer
+from mpiprop.shapes.base import Shape
+from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.fields.base import Field
+from mpiprop.shapes.surfaces.base import Skin
 from mpiprop.views.cameras import Image, Screen, Views
 
 
@@ -30,7 +29,7 @@ class Scene:
     "lora" (what a guidance learns), as far as they have parameters.
     """
 
-    def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Volume | Splat,
+    def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Renderer,
                  device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
         self.device = torch.device(device)
         self.shape, self.material, self.background = shape, material, background
@@ -40,9 +39,6 @@ class Scene:
                          for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
         self._riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
         self._tensors = {name: tensor for name, tensor, *_ in (*self._trained, *self._riding)}
-        if shape.splats() and not (isinstance(renderer, Splat) and type(material) is NoMaterial):
-            raise UserError("render, material: Gaussians have colours of their own and one renderer; use Splat "
-                            "and NoMaterial")
         theta = self.theta()
         self._seat(theta.layout)
         self.load(theta, 0)
@@ -53,19 +49,14 @@ class Scene:
         self._seats = [(self._tensors[entry.name], entry) for entry in layout.entries]
         self.grad = torch.zeros(layout.D + MEASURED * layout.N, device=self.device)
 
-    @property
-    def bound(self) -> float:
-        """Half the side of the box that holds everything (world units)."""
-        return self.shape.radius
-
     def theta(self) -> Theta:
         """A copy of the present numbers, of which the shape may have more or fewer than before."""
-        cloud = self.shape.splats()
+        N = len(self.shape.splats().means) if isinstance(self.shape, Cloud) else 0
         layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
                            [(name, tuple(b.shape)) for name, b in self._riding],
-                           {"lora": len(self.lora.lanes)} if self.lora else {}, len(cloud.means) if cloud else 0)
+                           {"lora": len(self.lora.lanes)} if self.lora else {}, N)
         flat = torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries])
-        return Theta(flat, layout, ancestry.roots(layout.N) if cloud else None)
+        return Theta(flat, layout, ancestry.roots(N) if N else None)
 
     def load(self, theta: Theta, tau: int) -> "Scene":
         """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
@@ -88,14 +79,15 @@ class Scene:
     def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
         """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""
         merge = self.lora is not None and self.lora.due(tau)
-        if not merge and not self.shape.due(tau):
+        renew = isinstance(self.shape, Field) and self.shape.due(tau)
+        if not merge and not renew:
             return theta
         fresh = replace(theta, flat=theta.flat.clone())
         if merge:
             lanes = fresh.flat[theta.layout.groups["lora"]].view(len(self.lora.lanes), -1)
             lanes.copy_(lanes.mean(0))
-        if self.shape.due(tau):
-            self.load(fresh, tau).shape.refresh(tau, self.renderer.step(self.shape), rng)
+        if renew:
+            self.load(fresh, tau).shape.refresh(tau, self.renderer.ray_spacing(self.shape), rng)
         return fresh
 
     def render(self, views: Views, tau: int, rng: Streams | None = None, normals: bool = True) -> Image:
@@ -107,35 +99,13 @@ class Scene:
         return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, normals)
 
     @torch.no_grad()
-    def surface(self) -> tuple[Tensor, Tensor] | None:
-        """Vertices [V, 3] and faces [F, 3] of a shape that is a surface; None of a field."""
-        return self.shape.surface()
-
-    @torch.no_grad()
-    def texture(self) -> tuple[Skin, Tensor] | None:
-        """The skin of a shape that has one, and its unlit colours [S, S, 3] in [0, 1]."""
-        if (skin := self.shape.skin()) is None:
-            return None
-        return skin, self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)
-
-    @torch.no_grad()
-    def cloud(self) -> dict[str, Tensor] | None:
-        """The raw numbers of a cloud of Gaussians, a row each; None for anything else."""
-        return self.shape.cloud()
-
-    @property
-    def level(self) -> float | None:
-        """Of `solid` at a field's surface; None where it is a matter of choice."""
-        return self.shape.level
-
-    @torch.no_grad()
-    def solid(self, x: Tensor) -> Tensor:
-        """What [N] of a field or a cloud exceeds a level inside its surface, at points [N, 3]."""
-        return self.shape.solid(x)
-
-    @torch.no_grad()
     def albedo(self, x: Tensor) -> Tensor:
-        """Unlit colour [N, 3] in [0, 1] at points [N, 3]."""
-        if (cloud := self.shape.splats()) is not None:
-            return splat_density.colour(cloud, x)
+        """Returns the unlit colours [N, 3] in [0, 1] at points [N, 3]."""
+        if isinstance(self.shape, Cloud):
+            return self.shape.colours(x)
         return self.material.albedo(self.shape.features(x)).clamp(0, 1)
+
+    @torch.no_grad()
+    def texture(self, skin: Skin) -> Tensor:
+        """Returns the unlit colours [S, S, 3] in [0, 1] of a texture."""
+        return self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
-from mpiprop.shapes.base import Splats
+from mpiprop.shapes.clouds.base import Splats
 from mpiprop.views.cameras import Screen, Views
 
 

@@ -3,24 +3,22 @@
 Letters: B views, H x W pixels, M vertices and F faces of the surface, S pixels that it covers.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, normalize
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
-from mpiprop.shapes.base import Field, Shape
 from mpiprop.geometry.triangles import vertex_normals
-from mpiprop.views.cameras import Image, Surface, Views
 from mpiprop.render import nvdiffrast, raster
+from mpiprop.render.base import Background, Renderer, Shade
 from mpiprop.render.raster import clip, neighbours, sample_texture
-from mpiprop.render.volume import Shade
+from mpiprop.shapes.surfaces.base import Surface, TexturedSurface
+from mpiprop.views.cameras import Image, Triangles, Views
 
 
-class Mesh:
+class Mesh(Renderer):
     """A renderer of shapes that have a surface.
 
     near: distance of the near plane (world units)
@@ -29,7 +27,7 @@ class Mesh:
     supersampling: so many times as many pixels a side are rendered, and their means shown
     """
 
-    makes = frozenset({"surface", "normals"})  # what its images have beside the shape's own (guidance.penalties.LACKING)
+    draws, makes = Surface, frozenset({"surface", "normals"})
 
     def __init__(self, *, near: float = 0.1, far: float = 100.0, backend: Literal["torch", "nvdiffrast"] = "torch",
                  supersampling: int = 1) -> None:
@@ -38,17 +36,7 @@ class Mesh:
             raise UserError(f"supersampling {supersampling}: needs at least 1")
         self.tool = raster if backend == "torch" else nvdiffrast
 
-    def check(self, shape: Shape) -> None:
-        """Raises UserError for a shape that it does not draw."""
-        if isinstance(shape, Field) or shape.splats() is not None:
-            raise UserError(f"Mesh draws surfaces, and a {type(shape).__name__} is none: use "
-                            f"{'Volume' if isinstance(shape, Field) else 'Splat'}")
-
-    def step(self, shape: nn.Module) -> float:
-        """Nothing is sampled along rays."""
-        return 0.0
-
-    def __call__(self, shape: nn.Module, shade: Shade, background: Callable[[Tensor], Tensor], views: Views,
+    def __call__(self, shape: Surface, shade: Shade, background: Background, views: Views,
                  rng: Streams | None = None, normals: bool = True) -> Image:
         """The image of `shape`'s surface before `background`; differentiable in all parameters. The normals of the image
         are there whether asked for or not."""
@@ -62,9 +50,10 @@ class Mesh:
         normal = normalize(normal, dim=-1)
         origins, directions = views.rays()
         light = views.light[:, None, None].expand_as(points)
-        if (skin := shape.skin()) is None:
+        if not isinstance(shape, TexturedSurface):
             features = shape.features(points[hit])
         else:
+            skin = shape.skin()
             uv = self.tool.interpolate(skin.uv[None], skin.corners, fragments)[hit]
             features = sample_texture(skin.features, torch.stack([uv[:, 0], 1 - uv[:, 1]], -1))
         colour = shade(features, points[hit], normal[hit], light[hit])
@@ -76,4 +65,4 @@ class Mesh:
         if self.supersampling > 1:
             layers = [avg_pool2d(layer.permute(0, 3, 1, 2), self.supersampling).permute(0, 2, 3, 1) for layer in layers]
         rgb, opacity, depth, normal, behind = layers
-        return Image(rgb, opacity, depth, normal, surface=Surface(vertices, faces), behind=behind)
+        return Image(rgb, opacity, depth, normal, surface=Triangles(vertices, faces), behind=behind)

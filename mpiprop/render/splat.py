@@ -5,7 +5,6 @@ and a pixel that it covers. The ellipse of alpha >= 1/255 tells each Gaussian's 
 only pairs that count are ever listed; one stable sort by pixel puts each pixel's fragments one after another, front to back.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.core.sums import cumulative
-from mpiprop.shapes.base import Shape, Splats, matrices
 from mpiprop.geometry.harmonics import harmonics
+from mpiprop.geometry.quaternions import matrices
+from mpiprop.render.base import Background, Renderer, Shade
+from mpiprop.shapes.clouds.base import Cloud, Splats
 from mpiprop.views.cameras import Image, Screen, Views
 
 BLUR = 0.3  # px^2, added to the covariance: none is thinner than a pixel
@@ -28,7 +28,7 @@ FIELD = 1.3  # half fields of view from the axis beyond which the projection is 
 Layers = tuple[Tensor, Screen]  # colour, depth and opacity [B, H, W, 5]; where the Gaussians are
 
 
-class Splat:
+class Splat(Renderer):
     """A renderer of clouds of Gaussians.
 
     near: distance along the axis at which a Gaussian's centre is seen at the earliest (world units)
@@ -36,28 +36,17 @@ class Splat:
     backend: "torch" (any device) or "gsplat" (CUDA), whose gradients differ in their last bits each time; auto: torch
     """
 
-    makes = frozenset[str]()  # what its images have beside the shape's own (guidance.penalties.LACKING)
+    draws = Cloud
 
     def __init__(self, *, near: float = 0.2, far: float = 100.0,
                  backend: Literal["auto", "torch", "gsplat"] = "auto") -> None:
         self.near, self.far = near, far
         self.rasterise = _fast if backend == "gsplat" else rasterise
 
-    def check(self, shape: Shape) -> None:
-        """Raises UserError for a shape that it does not draw."""
-        if shape.splats() is None:
-            raise UserError(f"Splat draws clouds of Gaussians, and a {type(shape).__name__} is none: use "
-                            "Gaussians, or the renderer of its kind (Volume, Mesh)")
-
-    def step(self, shape: Shape) -> float:
-        """Nothing is sampled along rays."""
-        return 0.0
-
-    def __call__(self, shape: Shape, shade: Callable, background: Callable[[Tensor], Tensor], views: Views,
+    def __call__(self, shape: Cloud, shade: Shade, background: Background, views: Views,
                  rng: Streams | None = None, normals: bool = True) -> Image:
         """The image of `shape`'s Gaussians, which have colours of their own, before `background`; differentiable in all
         parameters. Colours are held in [0, 1]; depth is the distance of the centres; there are no normals."""
-        self.check(shape)
         splats = shape.splats()
         layers, screen = self.rasterise(splats, colours(splats, views), views, self.near, self.far)
         rgb, depth, opacity = layers.split([3, 1, 1], -1)

@@ -5,7 +5,6 @@ Empty cells of the field's occupancy grid are stepped over; of the rest, samples
 that hold almost nothing are dropped before anything is differentiated.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -18,17 +17,15 @@ from torch.nn.functional import normalize
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.core.sums import cumulative
-from mpiprop.shapes.base import Field, Shape, Steps
+from mpiprop.render.base import Background, Renderer, Shade
+from mpiprop.shapes.fields.base import Field, RaySteps
 from mpiprop.shapes.fields.occupancy import threshold
 from mpiprop.views.cameras import Image, Samples, Views
 
 EARLY_STOP = 1e-4  # transmittance at which a ray ends
 
-Shade = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""Colours [S, 3] of features [S, 3] at positions [S, 3] with normals [S, 3], lit from [S, 3]."""
 
-
-class Volume:
+class Volume(Renderer):
     """A renderer of fields by equal steps along each ray through the box.
 
     samples: steps along the box's diagonal
@@ -37,7 +34,7 @@ class Volume:
         not depend on what is installed
     """
 
-    makes = frozenset({"samples"})  # what its images have beside the shape's own (guidance.penalties.LACKING)
+    draws, makes = Field, frozenset({"samples"})
 
     def __init__(self, *, samples: int = 512, chunk: int = 16384,
                  backend: Literal["auto", "torch", "nerfacc"] = "auto") -> None:
@@ -46,17 +43,11 @@ class Volume:
         self.samples, self.chunk = samples, chunk
         self.march = _march_nerfacc if backend == "nerfacc" else _march
 
-    def check(self, shape: Shape) -> None:
-        """Raises UserError for a shape that it does not draw."""
-        if not isinstance(shape, Field):
-            raise UserError(f"Volume draws fields, and a {type(shape).__name__} is none: use "
-                            f"{'Splat' if shape.splats() is not None else 'Mesh'}")
-
-    def step(self, field: Field) -> float:
-        """The distance between samples (world units)."""
+    def ray_spacing(self, field: Field) -> float:
+        """Returns the distance between samples along a ray (world units)."""
         return 1.732 * 2 * field.radius / self.samples  # the square root of 3 as all of the field rounds it
 
-    def __call__(self, field: Field, shade: Shade, background: Callable[[Tensor], Tensor], views: Views,
+    def __call__(self, field: Field, shade: Shade, background: Background, views: Views,
                  rng: Streams | None = None, normals: bool = True) -> Image:
         """The image of `field` before `background` (colours of directions [B, H, W, 3]); rng None: evaluation, that is
         without jitter and in chunks, whose samples are not kept. Differentiable in all parameters."""
@@ -80,7 +71,7 @@ class Volume:
     def _render(self, field: Field, shade: Shade, origins: Tensor, directions: Tensor, light: Tensor,
                 jitter: Tensor, normals: bool) -> tuple[Tensor, Samples]:
         """Colour, opacity, depth and (where wanted) normal summed along each ray [R, 5 or 8], and the samples."""
-        step = self.step(field)
+        step = self.ray_spacing(field)
         least, occupied = 0.0, torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
         if (grid := field.occupancy()) is not None:
             least = threshold(grid, step)
@@ -89,7 +80,7 @@ class Volume:
             ray, t = self.march(origins, directions, occupied, field.radius, step, jitter)
             towards = directions[ray]
             positions = torch.addcmul(origins[ray], towards, t[:, None])
-            density, values = field.probe(positions, normals, Steps(towards, step))
+            density, values = field.probe(positions, normals, RaySteps(towards, step))
             passed = torch.exp(-_before(density.double() * step, ray, len(origins)))
             kept = ((passed >= EARLY_STOP) & (-torch.expm1(-density * step) >= least)).nonzero()[:, 0]
             ray, t, positions, towards = ray[kept], t[kept], positions[kept], towards[kept]

@@ -11,9 +11,9 @@ from numpy import ndarray
 from torch.nn.functional import normalize
 
 from mpiprop.io.files import Y_UP
-from mpiprop.shapes.clouds import ply
-from mpiprop.shapes.base import matrices
 from mpiprop.geometry.harmonics import C0
+from mpiprop.geometry.quaternions import matrices
+from mpiprop.shapes.clouds import ply
 
 MOST = 200_000  # Gaussians on a page, which has 64 bytes for each
 

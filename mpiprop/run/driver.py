@@ -15,6 +15,7 @@ from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Window
 from mpiprop.run.stage import Stage
 from mpiprop.run.progress import Reporter
+from mpiprop.shapes.surfaces.base import TexturedSurface
 from mpiprop.transport.base import Transport
 
 
@@ -81,7 +82,7 @@ class Drive:
             found = checkpoint.load(path, stage.device)
         if found is None:
             theta = stage.scene.theta()
-            if stage.scene.shape.wants is not None:
+            if isinstance(stage.scene.shape, TexturedSurface):
                 raise UserError(f"stage {stage.name}: its shape begins with that of a stage before it: put one before it, or "
                                 "give from=RUN")
         else:
@@ -104,7 +105,7 @@ class Drive:
 
         propel = stage.propel(rollout)
         for self.window in chain.from_iterable(propel(self.window, self.transport, h_dagger, T=end)
-                                               for end in stage.scene.shape.ends(stage.T)):
+                                               for end in stage.ends()):
             reporter.slide(self.window, self.transport)
             with reporter.timed("checkpoint"):
                 self.keeper.offer(self.window)

@@ -17,6 +17,7 @@ from mpiprop.guidance.reference import before, psnr
 from mpiprop.run.stage import Stage
 from mpiprop.report.judged import Judged, judge
 from mpiprop.report.made import Made
+from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.clouds.ply import number
 from mpiprop.views.cameras import Views, orbit
 from mpiprop.views.reference import Reference
@@ -88,8 +89,8 @@ def cloud(stage: Stage, theta: Theta, folder: Path) -> None:
     """Writes cloud.ply if theta_T is a cloud of Gaussians."""
     from mpiprop.io.files import write_cloud
 
-    if rows := stage.scene.load(theta, stage.T).cloud():
-        write_cloud(rows, folder / "cloud.ply")
+    if isinstance(shape := stage.scene.load(theta, stage.T).shape, Cloud):
+        write_cloud(shape.rows(), folder / "cloud.ply")
 
 
 def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ from mpiprop.priors.lora import Lora
 from mpiprop.conditioning.base import Conditioner, Conditions
 from mpiprop.objective.scene import Scene
 from mpiprop.objective.gradient import ComputationUnit, Term
+from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.views.reference import Pose, Reference
 
 
@@ -73,7 +74,8 @@ class Stage:
 
         def streams(tau: int) -> Streams:
             return Streams(self.run.seed, tau).of(f"{self.name}/structure")
-        return Rollout(optimiser, refresh, self.scene.shape.structure(streams))
+        shape = self.scene.shape
+        return Rollout(optimiser, refresh, shape.structure(streams) if isinstance(shape, Cloud) else None)
 
     def begin(self, previous: "Stage", theta: Theta, say: Callable[[str], None]) -> Theta:
         """theta_0 after the stage `previous` has ended with `theta`: its shape, and what else is laid out alike.
@@ -89,6 +91,11 @@ class Stage:
                 if old[entry.name].shape == entry.shape:
                     fresh.flat[entry.span] = theta.flat[old[entry.name].span]
         return fresh
+
+    def ends(self) -> list[int]:
+        """Returns the steps, ascending, that no window reaches across; the last is T."""
+        shape = self.scene.shape
+        return shape.ends(self.T) if isinstance(shape, Cloud) else [self.T]
 
     def open_window(self, rollout: Rollout, theta: Theta) -> Window:
         """The window of a stage that begins at theta."""

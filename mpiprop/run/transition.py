@@ -13,6 +13,8 @@ from mpiprop.io.mesh import Mesh, extract
 from mpiprop.render.projection import all_around, project
 from mpiprop.objective.scene import Scene
 from mpiprop.geometry.triangles import vertex_normals
+from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.surfaces.base import TexturedSurface
 from mpiprop.views.cameras import Views
 
 TEXELS = 2  # along a pixel of the pictures that a texture is made of
@@ -24,11 +26,11 @@ def begin(scene: Scene, before: Scene, tau: int, view: Views, say: Callable[[str
     `view` [1] is how evaluation looked at it. Raises UserError where the shape cannot begin with the other.
     """
     scene.shape.check_start(before.shape)
-    if scene.shape.wants is None:
+    if not isinstance(scene.shape, TexturedSurface):
         return scene.shape.begin_with(before.shape)
-    mesh = extract(before, say=say, **scene.shape.wants)
+    mesh = extract(before, say=say, **scene.shape.handover_mesh)
     albedo = torch.from_numpy(mesh.texture.albedo)
-    if before.shape.splats() is not None:
+    if isinstance(before.shape, Cloud):
         albedo = painted(mesh, before, tau, view, albedo)
     atlas = mesh.texture.atlas
     vertices, faces, uv, corners = map(torch.from_numpy, (mesh.vertices, mesh.faces, atlas.uv, atlas.faces))

@@ -77,7 +77,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Surface:
+class Triangles:
     """The closed mesh behind an image."""
 
     vertices: Tensor  # [V, 3] world units
@@ -101,7 +101,7 @@ class Image:
     depth: Tensor  # [B, H, W, 1] sum of weights times t, world units
     normal: Tensor | None = None  # [B, H, W, 3] composited, unit (zero where the ray is empty), where computed
     samples: Samples | None = None
-    surface: Surface | None = None
+    surface: Triangles | None = None
     screen: Screen | None = None
     behind: Tensor | None = None  # [B, H, W, 3] the background that rgb was composited on
 

@@ -4,7 +4,7 @@ ways that the program takes. Differentiable where they are. Letters as in the mo
 import torch
 from torch import Tensor
 
-from mpiprop.shapes.base import Splats
+from mpiprop.shapes.clouds.base import Splats
 from mpiprop.shapes.fields.encoding import Level
 from mpiprop.views.cameras import Views
 

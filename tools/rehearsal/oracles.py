@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.render import gsplat, nvdiffrast, raster, splat, volume
-from mpiprop.shapes.base import Splats
+from mpiprop.shapes.clouds.base import Splats
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.views.cameras import Views, orbit
 from tools.rehearsal import naive

@@ -16,6 +16,7 @@ from mpiprop.config.loader import Run, Stage as StageConfig, Term, loads, parse
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule
 from mpiprop.core.streams import Streams
+from mpiprop.appearance.materials import NoMaterial
 from mpiprop.guidance.regularizers import lacking
 from mpiprop.planning.laws import Work
 from mpiprop.priors.base import Prior
@@ -23,8 +24,9 @@ from mpiprop.priors.diffusion import Latent
 from mpiprop.run.stage import Stage
 from mpiprop.render.mesh import Mesh
 from mpiprop.render.volume import Volume
-from mpiprop.shapes.base import Field
-from mpiprop.shapes.fields.sdf import SDF
+from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.fields.base import DistanceField, Field
+from mpiprop.shapes.surfaces.base import TexturedSurface
 from mpiprop.objective.gradient import Term as Built
 from mpiprop.views.cameras import Views
 from mpiprop.views.reference import Reference
@@ -93,15 +95,15 @@ def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
         smallest, costs = _batches(stage, term, built, model.prior if model else None, f"{path}.terms.{i}.views")
         batches.append(smallest)
         evaluation = max(evaluation, costs)
-    full = layout.of_points(max(layout.N, shape.most_points))
+    full = layout.of_points(max(layout.N, shape.most_points) if isinstance(shape, Cloud) else 0)
     work, most = (Work(stage.name, stage.T, tuple(batches), some.D, some.L, slots) for some in (layout, full))
     models = [model for model in models if model]
     if stage.lora is not None and stage.lora.prior not in [model.prior for model in models]:
         (node,) = [term.guidance.part("lora").part("prior") for term in stage.config.terms if takes(term.guidance, "lora")]
         models.append(Model(node, stage.lora.prior, ()))
     notes = tuple(dict.fromkeys(note for model in models for note in _words(stage.run, model)))
-    return Survey(work, most, (), 0, evaluation, (shape.wants or {}).get("resolution", 0),
-                  isinstance(shape, Field) or layout.N > 0, layout.N > 0, notes), models
+    return Survey(work, most, (), 0, evaluation, shape.handover_mesh["resolution"] if isinstance(shape, TexturedSurface) else 0,
+                  isinstance(shape, (Field, Cloud)), isinstance(shape, Cloud), notes), models
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _can_begin(stage: Stage, before: Stage | None, path: str) -> None:
     if before is not None:
         with placed(path):
             stage.scene.shape.check_start(before.scene.shape)
-    elif stage.scene.shape.wants is not None:
+    elif isinstance(stage.scene.shape, TexturedSurface):
         raise UserError(f"{path}: begins with the shape of a stage before it: put one before it, or give from=RUN")
 
 
@@ -159,7 +161,9 @@ def _drawn(stage: Stage, path: str) -> set[str]:
     with placed(f"{path}.render"):
         renderer.check(shape)
     has = set(renderer.makes) | ({"normals"} if shape.has_normals else set())
-    has |= {"slope"} if shape.has_normals and isinstance(shape, SDF) else set()
+    has |= {"slope"} if shape.has_normals and isinstance(shape, DistanceField) else set()
+    if isinstance(shape, Cloud) and type(scene.material) is not NoMaterial:
+        raise UserError(f"{path}.material: Gaussians have colours of their own; use NoMaterial")
     if "normals" not in has and scene.material.wants_normals(stage.T, None):
         raise UserError(f"{path}.material: {type(scene.material).__name__} shades by normals, which the shape does not have; "
                         "set shape.normal, or use NoMaterial")

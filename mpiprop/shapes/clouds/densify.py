@@ -11,11 +11,11 @@ from math import log
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from mpiprop.core import ancestry
 from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import MEASURED, POINTS, Drift, Entry, State, Theta
+from mpiprop.geometry.quaternions import rotate
 
 SEEN = "seen"  # the slot of the statistics [2 N]: as the tail of a drift, summed over steps
 CHILDREN, SHRINK = 2, 1.6  # of a split, and how much smaller they are
@@ -129,7 +129,7 @@ def grown(x: State, rules: Rules, rng: Streams) -> State:
         new = slice(len(stay) + len(clones), None)
         moved = torch.stack([normal(rng(f"split/{one}"), CHILDREN, 3) for one in ids[splits, 0].tolist()], 1).flatten(0, 1)
         scale = values(theta, "scale")[new]
-        values(theta, "position")[new] += turned(values(theta, "rotation")[new], scale.exp() * moved.to(scale.device))
+        values(theta, "position")[new] += rotate(values(theta, "rotation")[new], scale.exp() * moved.to(scale.device))
         scale -= log(SHRINK)
     return replace(y, slots={**y.slots, SEEN: torch.zeros_like(y.slots[SEEN])})
 
@@ -156,11 +156,3 @@ def reset(x: State, opacity: float) -> State:
         if name != SEEN:
             slot[opacities] = 0
     return replace(x, theta=theta, slots=slots)
-
-
-def turned(rotation: Tensor, vectors: Tensor) -> Tensor:
-    """Vectors [n, 3] turned by quaternions w x y z [n, 4] of any length."""
-    rotation = normalize(rotation, dim=-1)
-    w, axis = rotation[:, :1], rotation[:, 1:]
-    twice = 2 * torch.linalg.cross(axis, vectors)
-    return vectors + w * twice + torch.linalg.cross(axis, twice)

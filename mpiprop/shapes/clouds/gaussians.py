@@ -12,17 +12,17 @@ from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError, positive
 from mpiprop.core.streams import Streams, uniform
-from mpiprop.shapes.clouds import ply
-from mpiprop.shapes.base import Shape, Splats
-from mpiprop.shapes.clouds.densify import Densify, Rules
 from mpiprop.geometry.harmonics import C0
-from mpiprop.shapes.clouds.splat_density import density
+from mpiprop.shapes.base import Shape
+from mpiprop.shapes.clouds import ply, splat_density
+from mpiprop.shapes.clouds.base import Cloud, Splats
+from mpiprop.shapes.clouds.densify import Densify, Rules
 
 CLOSE = 1e-7  # square of the least distance that counts as one between neighbours
 ROWS = ("position", "f_dc", "f_rest", "scale", "rotation", "opacity")
 
 
-class Gaussians(Shape):
+class Gaussians(Cloud):
     """A cloud of Gaussians whose number changes while it trains.
 
     radius: half side of the box that the object fits; what has left it is removed with the rest (world units)
@@ -44,8 +44,6 @@ class Gaussians(Shape):
     reset_opacity: opacity after a reset
     cross: windows may reach across steps after which the Gaussians change; false: they end there
     """
-
-    has_normals, level = False, None
 
     def __init__(self, rng: Streams, *, radius: float = 1.0, number: int = 5000, ball: float = 0.5,
                  points: str | None = None, degree: int = 0, opacity: float = 0.1,
@@ -72,10 +70,13 @@ class Gaussians(Shape):
                       torch.cat([self.f_dc, self.f_rest], 1))
 
     def solid(self, x: Tensor) -> Tensor:
-        """The density [M] at points [M, 3], without a unit: 1 and more in the middle of an opaque Gaussian."""
-        return density(self.splats(), x)
+        """Returns the density [Q] at points [Q, 3], without a unit: 1 and more in the middle of an opaque Gaussian."""
+        return splat_density.density(self.splats(), x)
 
-    def cloud(self) -> dict[str, Tensor]:
+    def colours(self, x: Tensor) -> Tensor:
+        return splat_density.colour(self.splats(), x)
+
+    def rows(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ROWS}
 
     def structure(self, streams: Callable[[int], Streams]) -> Densify:

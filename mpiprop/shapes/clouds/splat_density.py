@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.sums import cumulative
-from mpiprop.shapes.base import Splats, matrices
 from mpiprop.geometry.harmonics import C0
+from mpiprop.geometry.quaternions import matrices
+from mpiprop.shapes.clouds.base import Splats
 
 TOLERANCE = 1e-3  # of a density whose surface is around 1
 BLOCK = 1024  # points in a block, about

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
-from mpiprop.shapes.base import Field
+from mpiprop.shapes.fields.base import Field
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.occupancy import EVERY, Occupancy
 
@@ -34,8 +34,8 @@ class Gridded(Field):
     def due(self, tau: int) -> bool:
         return tau % EVERY == 0
 
-    def refresh(self, tau: int, step: float, rng: Streams) -> None:
-        self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, step, rng)
+    def refresh(self, tau: int, ray_spacing: float, rng: Streams) -> None:
+        self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, ray_spacing, rng)
 
     def _unit(self, x: Tensor) -> Tensor:
         """The points [N, 3] as [3, N] in the unit cube."""

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from mpiprop.core.errors import positive
 from mpiprop.core.streams import Streams
-from mpiprop.shapes.base import Steps, Values
+from mpiprop.shapes.fields.base import RaySteps, Values
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.gridded import Gridded
 from mpiprop.shapes.fields.networks import MLP, trunc_exp
@@ -72,7 +72,7 @@ class HashGrid(Gridded):
     def density(self, x: Tensor) -> Tensor:
         return self.activation(self.density_network(self.encoding(self._unit(x)))[0] + self._blob(x)[0])
 
-    def probe(self, x: Tensor, normals: bool, along: Steps | None = None
+    def probe(self, x: Tensor, normals: bool, along: RaySteps | None = None
               ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
         unit = self._unit(x)
         analytic = normals and self.normal == "analytic"

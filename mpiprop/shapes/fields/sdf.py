@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid, mse_loss, relu
 from mpiprop.core.errors import UserError, positive
 from mpiprop.core.streams import Streams, normal as normal_draws, uniform
 from mpiprop.geometry import triangles
-from mpiprop.shapes.base import Steps, Values
+from mpiprop.shapes.fields.base import DistanceField, RaySteps, Values
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.gridded import Gridded
 from mpiprop.shapes.fields.networks import MLP
@@ -69,7 +69,7 @@ class Sharpness(nn.Module):
         return torch.exp(10 * self.variance).clamp(1e-6, 1e6)
 
 
-class SDF(Gridded):
+class SDF(Gridded, DistanceField):
     """Signed distance and three features from a hash encoding and two small networks, around a sphere.
 
     radius: half side of the box that holds everything (world units)
@@ -97,8 +97,6 @@ class SDF(Gridded):
     backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA), whose gradients differ in their last bits each time; the
         numbers mean the same; auto: torch
     """
-
-    level = 0.0
 
     def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,
                  base_resolution: int = 16, growth: float = 1.381912879967776, start_level: int = 8,
@@ -141,16 +139,12 @@ class SDF(Gridded):
         return 2 * self.radius / (self.encoding.levels[self.encoding.active - 1].scale + 1)
 
     def distance(self, x: Tensor) -> Tensor:
-        """Signed distance [N] at points [N, 3], negative inside (world units)."""
         return self.sdf_network(self.encoding(self._unit(x)))[0] + self._ball(x)[0]
-
-    def solid(self, x: Tensor) -> Tensor:
-        return -self.distance(x)
 
     def density(self, x: Tensor) -> Tensor:
         return self.thicken(self.distance(x), self.sharpness())
 
-    def probe(self, x: Tensor, normals: bool, along: Steps | None = None
+    def probe(self, x: Tensor, normals: bool, along: RaySteps | None = None
               ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
         unit = self._unit(x)
         directed = self.directed and along is not None

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mpiprop.core.errors import RunError, UserError, positive
 from mpiprop.core.streams import Streams
 from mpiprop.geometry import triangles
-from mpiprop.shapes.base import Field, Shape
+from mpiprop.shapes.base import Shape
+from mpiprop.shapes.fields.base import Field
 from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.networks import MLP
-from mpiprop.shapes.fields.sdf import SDF
+from mpiprop.shapes.surfaces.base import Surface
 from mpiprop.shapes.surfaces.tetrahedra import crossing, lattice, march
 
 EMPTY = 1e-5  # densities up to here are empty space, not part of the mean that "auto" takes
@@ -27,7 +28,7 @@ FINEST = 512  # resolution: 17 million vertices in 103 million tetrahedra
 TEXTURE = ("encoding.", "feature_network.")  # names of the parameters that a texture has here and in fields
 
 
-class DMTet(Shape):
+class DMTet(Surface):
     """A closed surface where signed distances on a lattice, whose vertices may move, change sign.
 
     radius: half side of the box that holds everything (world units)
@@ -49,8 +50,6 @@ class DMTet(Shape):
     backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA), whose gradients differ in their last bits each time; the
         numbers mean the same; auto: torch
     """
-
-    has_normals = True
 
     def __init__(self, rng: Streams, *, radius: float = 2.0, resolution: int = 128, sphere: float = 0.5,
                  fit: str | None = None, fit_size: float = 0.5, threshold: float | Literal["auto"] = "auto",
@@ -107,7 +106,7 @@ class DMTet(Shape):
     def riding(self) -> dict[str, Tensor]:
         return {"box": self.box} | ({"sdf": self.sdf, "deformation": self.deformation} if self.fixed else {})
 
-    def check_start(self, previous: nn.Module) -> None:
+    def check_start(self, previous: Shape) -> None:
         """Raises UserError for what is neither a field nor another DMTet, and where textures to be inherited differ."""
         if not isinstance(previous, (DMTet, Field)):
             raise UserError(f"a DMTet cannot begin with a {type(previous).__name__}; with HashGrid, SDF or DMTet it can")
@@ -117,12 +116,12 @@ class DMTet(Shape):
         for name, mine in self.named_parameters():
             if name.startswith(TEXTURE):
                 if name not in theirs or theirs[name].shape != mine.shape or previous.radius != self.radius:
-                    raise UserError("shape.inherit_texture: the previous stage's texture differs (radius, levels, "
+                    raise UserError("inherit_texture: the previous stage's texture differs (radius, levels, "
                                     "log2_table, base_resolution, growth, hidden); make them equal or set it false")
 
     @torch.no_grad()
-    def begin_with(self, previous: nn.Module) -> None:
-        """Takes over, in place, the surface of a SDF, a density field or another DMTet, and its texture if so configured.
+    def begin_with(self, previous: Shape) -> None:
+        """Takes over, in place, the surface of a field or of another DMTet, and its texture if so configured.
         The box closes tightly around it. Raises RunError where that is empty, and what `check_start` does."""
         self.check_start(previous)
         if isinstance(previous, DMTet) and previous.resolution == self.resolution:
@@ -131,10 +130,8 @@ class DMTet(Shape):
             self._drop()
         elif isinstance(previous, DMTet):
             self._enclose(*previous.surface())
-        elif isinstance(previous, SDF):
-            self._fill(lambda x: -previous.distance(x), 0.0)
         else:
-            self._fill(previous.density, self.threshold)
+            self._fill(previous.solid, self.threshold if previous.level is None else previous.level)
         if self.inherit_texture and hasattr(self, "encoding"):
             theirs = dict(previous.named_parameters())
             for name, mine in self.named_parameters():

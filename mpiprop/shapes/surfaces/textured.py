@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
-from mpiprop.shapes.base import Shape, Skin
+from mpiprop.shapes.base import Shape
+from mpiprop.shapes.surfaces.base import Skin, TexturedSurface
 
 
-class TexturedMesh(Shape):
+class TexturedMesh(TexturedSurface):
     """The surface of the stage before, cut open and laid flat, with its colours as a picture that trains.
 
     What does not train rides along: vertices, faces and where they are on the picture, in sizes that are found when the stage
@@ -27,8 +28,6 @@ class TexturedMesh(Shape):
     offsets: vertices move, too
     """
 
-    has_normals = True
-
     def __init__(self, rng: Streams, *, texture: int = 1024, resolution: int = 128, threshold: float | Literal["auto"] = "auto",
                  parts: float = 0.01, faces: int = 50000, offsets: bool = False) -> None:
         super().__init__()
@@ -36,7 +35,8 @@ class TexturedMesh(Shape):
             raise UserError(f"texture {texture}: needs at least 2 texels")
         if resolution < 2 or faces < 0:
             raise UserError(f"resolution {resolution}, faces {faces}: need at least 2 and 0")
-        self.wants = {"resolution": resolution, "threshold": threshold, "parts": parts, "faces": faces, "texture": texture}
+        self.handover_mesh = {"resolution": resolution, "threshold": threshold, "parts": parts, "faces": faces,
+                              "texture": texture}
         self.texture = nn.Parameter(torch.zeros(texture, texture, 3))
         self.vertices = nn.Buffer(torch.zeros(0, 3))  # [V, 3] world units
         self.faces = nn.Buffer(torch.zeros(0, 3))  # [F, 3] into V
@@ -46,9 +46,10 @@ class TexturedMesh(Shape):
 
     def check_start(self, previous: Shape) -> None:
         """Raises UserError for a textured mesh of another size of texture; any other shape has a surface to be found."""
-        if (skin := previous.skin()) is not None and len(skin.features) != len(self.texture):
-            raise UserError(f"a TexturedMesh of {len(self.texture)} texels a side cannot begin with one of "
-                            f"{len(skin.features)}: give both stages the same shape.texture")
+        theirs = len(previous.skin().features) if isinstance(previous, TexturedSurface) else len(self.texture)
+        if theirs != len(self.texture):
+            raise UserError(f"a TexturedMesh of {len(self.texture)} texels a side cannot begin with one of {theirs}: "
+                            "give both stages the same texture")
 
     @property
     def radius(self) -> float:

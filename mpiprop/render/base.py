@@ -1,0 +1,48 @@
+"""What every renderer is: a callable that turns a shape and views into an image.
+
+Letters: B views, H x W pixels, S points that are shaded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mpiprop.core.errors import UserError
+from mpiprop.core.streams import Streams
+from mpiprop.shapes.base import Shape
+from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.fields.base import Field
+from mpiprop.shapes.surfaces.base import Surface
+from mpiprop.views.cameras import Image, Views
+
+KINDS: dict[type[Shape], tuple[str, str]] = {  # what each kind of shape is called, and the renderer that draws it
+    Field: ("fields", "Volume"), Surface: ("surfaces", "Mesh"), Cloud: ("clouds of Gaussians", "Splat")}
+
+Shade = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""Colours [S, 3] of features [S, 3] at positions [S, 3] with normals [S, 3], lit from [S, 3]."""
+Background = Callable[[Tensor], Tensor]
+"""Colours [B, H, W, 3] in unit directions [B, H, W, 3]."""
+
+
+class Renderer:
+    """The base class of renderers."""
+
+    draws: type[Shape]  # the kind of shape
+    makes: frozenset[str] = frozenset()  # what its images have beside the shape's own (guidance.regularizers.LACKING)
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError for a shape of another kind."""
+        if not isinstance(shape, self.draws):
+            others = [renderer for kind, (_, renderer) in KINDS.items() if isinstance(shape, kind)]
+            raise UserError(f"{type(self).__name__} draws {KINDS[self.draws][0]}, and a {type(shape).__name__} is none: use "
+                            f"{others[0] if others else 'a shape of that kind'}")
+
+    def __call__(self, shape: Any, shade: Shade, background: Background, views: Views, rng: Streams | None = None,
+                 normals: bool = True) -> Image:
+        """Returns the image of a shape before a background, differentiable in all parameters.
+
+        rng: random streams of the step; None: evaluation, without any draw
+        normals: whether the image needs normals; only asked for where the shape has them
+        """
+        raise NotImplementedError
