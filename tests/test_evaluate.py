@@ -15,6 +15,7 @@ from scipy.linalg import sqrtm
 from tiny_models import TOKENS, clip_tokenizer
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+import mpiprop
 from mpiprop.run import checkpoint
 from mpiprop.config import loader
 from mpiprop.cli.main import dispatch
@@ -232,7 +233,7 @@ def test_a_protocol_end_to_end_equals_a_naive_reading_of_it(run: Path, album: Pa
     assert dispatch(["evaluate", str(run), *map(str, words)]) == 0
     found = json.loads(capsys.readouterr().out)
 
-    where = Path(checkpoint.__file__).parent / "weights/judge"
+    where = Path(mpiprop.__file__).parent / "weights/judge"
     processor, model = CLIPImageProcessorPil.from_pretrained(where), CLIPModel.from_pretrained(where).eval()
 
     def feature(image: Image.Image) -> torch.Tensor:

@@ -59,8 +59,7 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run(SPLAT, "stages.0.optimiser.lr.geometry.position=3"), "lr"),
     # components
     (run("toy", "stages.0.shape.use=subprocess:Popen"), "stages.0.shape.use: 'subprocess:Popen' is not a component of mpiprop"),
-    (run("toy", "stages.0.shape.use=shapes.hashgird:HashGrid"), "did you mean 'HashGrid'"),
-    (run("toy", "stages.0.shape.use=HashGrid"), "stages.0.shape.use"),
+    (run("toy", "stages.0.shape.use=HashGird"), "did you mean 'HashGrid'"),
     (run("toy", "stages.0.shape=HashGrid"), "stages.0.shape: needs {use: NAME, ...}"),
     (run("toy", "stages.0.shape={use: 'Adam'}"), "stages.0.shape.use: Adam is for 'optimiser'"),
     (run("toy", "stages.0.optimiser={use: 'Volume'}"), "stages.0.optimiser.use"),
