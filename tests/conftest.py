@@ -47,7 +47,7 @@ def launch() -> Iterator[Launch]:
 
     yield begin
     for process in begun:
-        _kill(process)
+        kill(process)
         process.communicate()
 
 
@@ -59,14 +59,14 @@ def mpirun(launch: Launch) -> Mpirun:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            _kill(process)
+            kill(process)
             out, err = process.communicate()
             pytest.fail(f"no end after {timeout} s: {' '.join(process.args)}\n{out[-2000:]}\n{err[-2000:]}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
     return run
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def kill(process: subprocess.Popen[str]) -> None:
     """End the process and all it started: ranks have process groups of their own, but the session of the launcher."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(ProcessLookupError):  # gone since

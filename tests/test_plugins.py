@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Mpirun
+from conftest import ROOT, Launch, Mpirun, kill
 from finished import flat
 
 from mpiprop.run import checkpoint
@@ -32,20 +33,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.mpi
-def test_the_plug_in_of_the_documentation_gives_the_same_bits_on_any_number_of_ranks(mpirun: Mpirun, site: Path,
-                                                                                     tmp_path: Path) -> None:
-    words = [*TOY, "window.threshold=0", "stages.0.terms.0.guidance.use=mycompany.csd", "stages.0.terms.0.guidance.scale=2"]
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_plug_in_of_the_documentation_gives_the_same_bits_on_ranks_killed_and_resumed(
+        launch: Launch, mpirun: Mpirun, site: Path, tmp_path: Path, shards: int) -> None:
+    words = [*TOY, "window.threshold=0", f"window.shards={shards}", "checkpoint.every_s=0", "stages.0.terms.0.guidance.use="
+             "mycompany.csd", "stages.0.terms.0.guidance.scale=2", "stages.0.steps=40"]
     env = {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
-    ended = {}
-    for n in (0, 3):
-        done = mpirun(n, "run", *words, "--out", tmp_path / str(n), env=env)
-        assert done.returncode == 0 and "csd" in (tmp_path / str(n) / "metrics.jsonl").read_text(), done.stderr
-        ended[n] = flat(tmp_path / str(n))
-    assert ended[0] == ended[3]
+    alone = mpirun(0, "run", *words, "--out", tmp_path / "alone", env=env)
+    assert alone.returncode == 0 and "csd" in (tmp_path / "alone/metrics.jsonl").read_text(), alone.stderr
+
+    killed, metrics = launch(3, "run", *words, "--out", tmp_path / "killed", env=env), tmp_path / "killed/metrics.jsonl"
+    while killed.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    assert killed.poll() is None, killed.communicate()
+    kill(killed)
+    assert not (tmp_path / "killed/done").exists()
+    again = mpirun(3, "run", *words, "--out", tmp_path / "killed", "--resume", env=env)
+    assert again.returncode == 0 and "resumed" in again.stdout, again.stderr
+    assert flat(tmp_path / "alone") == flat(tmp_path / "killed")
+
+
+def test_a_plug_in_is_explained_and_missed(mpirun: Mpirun, site: Path, tmp_path: Path) -> None:
+    env = {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
+    words = [*TOY, "stages.0.terms.0.guidance.use=mycompany.csd", "--out", tmp_path / "run"]
+    assert mpirun(0, "run", *words, env=env).returncode == 0
     told = mpirun(0, "run", "--help", "mycompany.csd", env=env).stdout
     assert "scale: number | [[step, number], ...] (default 1.0)\n      factor of the difference" in told
 
-    gone = mpirun(0, "run", *words, "--out", tmp_path / "0", "--resume")
+    gone = mpirun(0, "run", *words, "--resume")
     assert gone.returncode == 2 and "'mycompany.csd' is not a component of mpiprop or of an installed plug-in" in gone.stderr
 
 
