@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 from clouds import STAGE
-from conftest import _kill
+from conftest import kill
 from plyfile import PlyData
 
 from mpiprop.cli.main import dispatch
@@ -57,7 +57,7 @@ def test_kills_between_changes_and_other_ranks_give_the_bits_of_the_sequential_r
     folder = tmp_path / "run"
     process = begun(3, setting, folder, "checkpoint.every_s=0", "window.size=7")
     reached(folder, 8, process)
-    _kill(process)
+    kill(process)
     process.wait()
     process = begun(0, setting, folder, "window.size=4")
     reached(folder, 15, process)
