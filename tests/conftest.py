@@ -1,10 +1,12 @@
 """What all tests share: one thread, MPI on one host without probing for fabrics, the program run for real."""
 
+import atexit
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +19,12 @@ os.environ.update(line.split("=", 1) for line in (ROOT / "tools/mpi.env").read_t
 os.environ.update({
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TMPDIR": tempfile.mkdtemp(prefix="mpiprop-tests-"),  # an mpirun fails on the files of a killed one with its process number
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # where mpi4py looks first, too
 })
+
+atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
 
 import torch  # noqa: E402  (after the number of threads)
 

@@ -196,6 +196,20 @@ def test_ctrl_c_to_mpirun_itself_loses_nothing_that_was_saved(on_terminal, undis
     assert flat(folder) == flat(undisturbed)
 
 
+@pytest.mark.mpi
+def test_a_killed_mpirun_leaves_no_files_that_would_make_a_later_one_fail(on_terminal, tmp_path):
+    """An mpirun with the process number of the killed one finds its files, and fails."""
+    (tmp_path / "temporary").mkdir()
+    folder = tmp_path / "run"
+    terminal = on_terminal("env", f"TMPDIR={tmp_path / 'temporary'}", *PROGRAM, *TOY, "--ranks", 3, "--out", folder)
+    terminal.read(lambda: slides(folder, 1))
+    (mpirun,) = {int(re.search(r"PPid:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+                 for pid in terminal.ranks().values()}
+    os.kill(mpirun, signal.SIGKILL)
+    code, shown = terminal.end()
+    assert code == 128 + signal.SIGKILL and not list((tmp_path / "temporary").iterdir()), shown
+
+
 def test_a_closed_terminal_saves(on_terminal, tmp_path):
     folder = tmp_path / "run"
     terminal = on_terminal(*PROGRAM, *TOY, "stages.0.steps=5000", "--out", folder)

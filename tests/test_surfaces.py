@@ -189,6 +189,7 @@ def chamfer(one, other, n=30_000):
 def test_a_mesh_is_reproduced_from_its_file(shared):
     path = shared / "meshes/blub.obj"
     shape = DMTet(RNG, radius=1.0, resolution=64, fit=str(path), textured=False)
+    shape.begin()
     truth, found = mesh(*load(str(path), 0.5)), mesh(*shape.surface())
     assert found.is_watertight and found.volume == pytest.approx(truth.volume, rel=0.02)
     assert chamfer(found, truth) - chamfer(truth, truth) < 5e-4  # of its length, which is 1
@@ -293,6 +294,8 @@ def test_a_mesh_file_is_fitted_the_same_way_each_time(tmp_path):
     trimesh.creation.box((2, 4, 8)).export(tmp_path / "box.ply")
     keys = dict(radius=1.0, fit=str(tmp_path / "box.ply"), fit_size=0.6, fit_steps=80, start_level=4, **SMALL)
     one, two = SDF(RNG, **keys), SDF(RNG, **keys)
+    for shape in (one, two):
+        shape.begin()
     assert all(torch.equal(a, b) and a.grad is None for a, b in zip(one.parameters(), two.parameters()))
     x = draws(400, 3).float() * 1.6 - 0.8
     q = x.abs() - torch.tensor([0.15, 0.3, 0.6])

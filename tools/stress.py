@@ -116,7 +116,8 @@ class Job:
     def __init__(self, case: Case, folder: Path, ranks: int, *overrides: str, own: bool = False) -> None:
         lines = (ROOT / "tools" / "mpi.env").read_text().splitlines()
         env = dict(line.split("=", 1) for line in lines if not line.startswith("#")) | os.environ
-        env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+        env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(ROOT),
+                "TMPDIR": tempfile.mkdtemp(dir=folder.parent)}  # an mpirun fails on files of a killed one with its number
         launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 and not own else []
         words = [*case.words, *overrides, *(["--ranks", str(ranks)] if ranks > 1 and own else []), "--out", folder, "--resume"]
         self.how = "alone" if ranks == 1 else "--ranks" if own else "mpirun"

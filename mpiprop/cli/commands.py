@@ -72,6 +72,8 @@ def _bare(line: str) -> None:
 
 def evaluate(args: Namespace) -> int:
     """CLIP measures of runs, as a table or JSON."""
+    for folder in args.runs:
+        folders.configured(folder)
     from mpiprop.cli import evaluation
 
     summary = evaluation.evaluate(args)
@@ -81,6 +83,8 @@ def evaluate(args: Namespace) -> int:
 
 def report(args: Namespace) -> int:
     """One HTML page of one run or several."""
+    if missing := [folder for folder in args.runs if not folder.is_dir()]:
+        raise UserError(f"{missing[0]}: no such folder")
     from mpiprop import report as page
 
     out = args.out or args.runs[0] / "report.html"

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,9 +47,17 @@ def needed(ranks: int) -> bool:
 
 def launch(ranks: int, words: Sequence[str]) -> int:
     """Run `mpiprop WORDS` on so many ranks of this host; the exit code."""
+    with tempfile.TemporaryDirectory(prefix="mpiprop-", ignore_cleanup_errors=True) as folder:
+        return _launch(ranks, words, folder)
+
+
+def _launch(ranks: int, words: Sequence[str], folder: str) -> int:
+    """The same, with an mpirun that keeps its files in `folder`. In a common one it fails where it finds those of an mpirun
+    that was killed and had the same process number."""
     heard: list[int] = []
+    env = ONE_HOST | os.environ | {ASKED: str(ranks), "TMPDIR": folder}
     process = subprocess.Popen([mpirun(), "-n", str(ranks), sys.executable, "-m", "mpiprop", *words], stdin=subprocess.DEVNULL,
-                               env=ONE_HOST | os.environ | {ASKED: str(ranks)}, process_group=0)  # not the terminal's
+                               env=env, process_group=0)  # not the terminal's
 
     def ask(number: int, _frame: object) -> None:
         heard.append(number)

@@ -75,11 +75,14 @@ def _complete(args: argparse.Namespace, name: str) -> None:
     """Raises UserError where the configuration is missing, or has a mistake that can be told before torch is loaded (in a
     process alone: ranks tell it together)."""
     from mpiprop.config import loader
+    from mpiprop.run import inputs
 
     if args.config is None or "=" in args.config and not Path(args.config).exists():
         raise UserError(f"CONFIG is missing: mpiprop {name} CONFIG ..., a YAML file or one of {', '.join(loader.names())}")
     if not launched():
-        loader.load(args.config, args.overrides)
+        run = loader.load(args.config, args.overrides)
+        if name == "run":
+            inputs.check(args.config, run)
 
 
 def main() -> int:

@@ -25,6 +25,14 @@ def share(word: str) -> float:
     return number
 
 
+def path(word: str) -> Path:
+    """An argument's kind: files and folders. An empty word, such as that of an unset shell variable, would be the current
+    folder."""
+    if not word:
+        raise argparse.ArgumentTypeError("needs the name of a file or folder, got an empty word")
+    return Path(word)
+
+
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, with the nearest option."""
 
@@ -62,7 +70,7 @@ def parsers() -> dict[str, Parser]:
 
     run = command("run", "Make an object from a prompt or a picture.")  # its help: manual.py
     run.add_argument("config", metavar="CONFIG", nargs="?")
-    run.add_argument("--out", type=Path, metavar="DIR")
+    run.add_argument("--out", type=path, metavar="DIR")
     run.add_argument("--resume", action="store_true")
     run.add_argument("--check", action="store_true")
     run.add_argument("--ranks", type=positive(int), metavar="N")
@@ -74,7 +82,7 @@ def parsers() -> dict[str, Parser]:
                    "mpiprop plan dreamfusion-sd --ranks 8 --measured runs/measure")
     plan.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, or the name of one (see mpiprop run --help)")
     plan.add_argument("--ranks", type=int, required=True, metavar="N", help="ranks there are, rank 0 included")
-    plan.add_argument("--measured", type=Path, metavar="RUN", help="run folder that tells what things take")
+    plan.add_argument("--measured", type=path, metavar="RUN", help="run folder that tells what things take")
     plan.add_argument("--measured-ranks", type=positive(int), metavar="M", help="ranks that RUN had (default: what it "
                       "says, else 1 for window 1 and 1 + window x shards for others)")
     plan.add_argument("--evaluate", type=positive(float), metavar="SECONDS", help="of one evaluation of a whole batch on one "
@@ -89,19 +97,19 @@ def parsers() -> dict[str, Parser]:
     plan.add_argument("overrides", metavar="key=value", nargs="*", help="as for run")
 
     report = command("report", "One self-contained HTML page of one run, or comparing several.")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    report.add_argument("--out", type=Path, metavar="FILE.html", help="default: report.html in the first RUN")
+    report.add_argument("runs", type=path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=path, metavar="FILE.html", help="default: report.html in the first RUN")
 
     export = command("export", "A file from a finished or unfinished run.",
                      "mpiprop export runs/demo-a-green-mushroom-0                          mesh.glb in that folder",
                      "mpiprop export runs/demo-a-green-mushroom-0 --out chair.obj          also chair.mtl and chair.png",
                      "mpiprop export runs/demo-a-green-mushroom-0 --format mp4 --resolution 512")
-    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("run", type=path, metavar="RUN", help="run folder")
     export.add_argument("--format", choices=MESHES + FILMS, help="glb, obj: the mesh, with a texture if mesh.texture asks for "
                         "one (obj: in a .png, by a .mtl beside it); ply: the mesh with colours at its vertices, or the "
                         "Gaussians of a run that has them; gif, mp4 (needs ffmpeg): the turntable (default: as --out ends, "
                         "else glb)")
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: mesh.FORMAT, cloud.ply or turntable.FORMAT in RUN")
+    export.add_argument("--out", type=path, metavar="FILE", help="default: mesh.FORMAT, cloud.ply or turntable.FORMAT in RUN")
     export.add_argument("--resolution", type=positive(int), metavar="R", help="cells a side of a mesh (default: the run's "
                         "mesh.resolution), or pixels a side of a film (default: its turntable.size)")
 
@@ -109,14 +117,14 @@ def parsers() -> dict[str, Parser]:
                        "paper measures.",
                        "mpiprop evaluate runs/demo-*                                  by the built-in judge",
                        "mpiprop evaluate runs/dreamfusion-* --protocol dreampropeller --prompts prompts.txt --reference photos")
-    evaluate.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    evaluate.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder")
     evaluate.add_argument("--protocol", choices=PROTOCOLS, help="render the views of this paper from the newest checkpoint and "
                           "judge them as it does (default: the pictures in views/)")
-    evaluate.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to retrieve from, one a line or JSON "
+    evaluate.add_argument("--prompts", type=path, metavar="FILE", help="prompts to retrieve from, one a line or JSON "
                           "(default: all that the built-in judge knows; with another judge the runs' own)")
     evaluate.add_argument("--clip", metavar="ID_OR_FOLDER", help="any CLIP model, or builtin (default: the protocol's; builtin "
                           "without one)")
-    evaluate.add_argument("--reference", type=Path, metavar="FOLDER", help="pictures that CLIP-FID compares with; their "
+    evaluate.add_argument("--reference", type=path, metavar="FOLDER", help="pictures that CLIP-FID compares with; their "
                           "statistics are kept in ~/.cache/mpiprop")
     evaluate.add_argument("--views", type=positive(int), metavar="N", help="azimuths instead of the protocol's (120)")
     evaluate.add_argument("--size", type=positive(int), metavar="PIXELS", help="a side of a render, instead of the protocol's "
@@ -128,5 +136,5 @@ def parsers() -> dict[str, Parser]:
 
     inspect = command("inspect", "What a checkpoint holds, and whether it is whole.",
                       "mpiprop inspect runs/demo-a-green-mushroom-0")
-    inspect.add_argument("run", type=Path, metavar="RUN", help="run folder, or its window.h5")
+    inspect.add_argument("run", type=path, metavar="RUN", help="run folder, or its window.h5")
     return found

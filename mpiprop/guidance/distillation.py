@@ -118,8 +118,10 @@ class Distillation:
         return g if self.grad_clip is None else clipped(g, at(self.grad_clip, sample.tau))
 
     def check(self, views: Views, tau: int) -> None:
-        """Raises UserError where the range of timesteps is empty."""
+        """Raises UserError where the range of timesteps is empty, or that of the clipped gradient."""
         self.band(tau)
+        if self.grad_clip is not None and not at(self.grad_clip, tau) > 0:
+            raise UserError(f"grad_clip: needs more than 0, got {at(self.grad_clip, tau):g} at step {tau}")
 
     def band(self, tau: int) -> tuple[int, int]:
         """Returns the least and the largest timestep of step tau."""

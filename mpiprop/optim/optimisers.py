@@ -90,6 +90,13 @@ def decays(shares: tuple[float, ...], name: str) -> tuple[float, ...]:
     return shares
 
 
+def not_negative(**numbers: float) -> None:
+    """Raises UserError for a number, by the name of its key, that is below 0."""
+    for name, number in numbers.items():
+        if number < 0:
+            raise UserError(f"{name}: needs 0 or more, got {number:g}")
+
+
 class Adam(Optimiser):
     """Adam (Kingma & Ba 2015), bias-corrected.
 
@@ -107,6 +114,7 @@ class Adam(Optimiser):
                  betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.0,
                  between: Between = "linear") -> None:
         super().__init__(layout, lr, between)
+        not_negative(eps=eps, weight_decay=weight_decay)
         self.betas, self.eps, self.weight_decay = decays(betas, "betas"), eps, weight_decay
 
     def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:
@@ -179,6 +187,7 @@ class Adan(Optimiser):
                  weight_decay: float = 0.0,
                  between: Between = "linear") -> None:
         super().__init__(layout, lr, between)
+        not_negative(eps=eps, weight_decay=weight_decay)
         self.betas, self.eps, self.weight_decay = decays(betas, "betas"), eps, weight_decay
 
     def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:

@@ -81,6 +81,7 @@ class Drive:
             path = Path(self.run.from_) / "window.h5"
             found = checkpoint.load(path, stage.device)
         if found is None:
+            stage.scene.shape.begin()
             theta = stage.scene.theta()
             if isinstance(stage.scene.shape, TexturedSurface):
                 raise UserError(f"stage {stage.name}: its shape begins with that of a stage before it: put one before it, or "

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from mpiprop.run import checkpoint, folders, preemption
+from mpiprop.run import checkpoint, folders, inputs, preemption
 from mpiprop.config import loader
-from mpiprop.config.components import needs
 from mpiprop.config.loader import Run
 from mpiprop.core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
 from mpiprop.run.log import Log
@@ -84,13 +83,12 @@ class Program:
               resume: bool) -> tuple[str, Path, Reference | None]:
         """The resolved configuration, the run folder, which may not exist yet, and the picture to start from, if any."""
         run = loader.load(name, overrides)
-        reference = self._picture(name, run)
-        if reference is not None:
+        inputs.check(name, run)
+        reference = None
+        if run.image is not None:
+            from mpiprop.io import photograph
+            reference = photograph.read(run.image, run.reference)
             run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
-        if run.from_ and not (Path(run.from_) / "window.h5").exists():
-            raise UserError(f"from={run.from_}: no run folder with a window.h5")
-        if not run.prompt.strip() and run.reads_prompt:
-            raise UserError('nothing to make: give prompt="..."')
         folder = folders.choose(Path(name).stem if name.endswith(".yaml") else name, run, out, resume)
         return loader.resolved(run), folder, reference
 
@@ -103,17 +101,6 @@ class Program:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
         preemption.watch(folder)
-
-    def _picture(self, name: str, run: Run) -> Reference | None:
-        """The picture to start from; None where the configuration makes objects from prompts."""
-        if not any(needs(node, "reference") for node in run.nodes):
-            if run.image is not None:
-                raise UserError(f"image={run.image}: {name} makes objects from a prompt alone; leave image out")
-            return None
-        if run.image is None:
-            raise UserError(f"{name} makes objects from a picture: give image=FILE")
-        from mpiprop.io import photograph
-        return photograph.read(run.image, run.reference)
 
     def _standing(self, folder: Path, run: Run, text: str) -> tuple[int, bool]:
         """The stage that the run in `folder` goes on with, and whether nothing is left to do."""

@@ -28,6 +28,10 @@ class Shape(nn.Module):
         """Returns the float32 buffers that are carried and stored with the trained numbers, by name."""
         return {}
 
+    def begin(self) -> None:
+        """Fits the numbers to a mesh file, if there is one. Called on rank 0 alone, and only for a stage that begins with
+        nothing before it, since it can take long."""
+
     def check_start(self, previous: "Shape") -> None:
         """Raises UserError where it cannot begin with a previous stage's shape: by default one of another layout."""
         if _sizes(self) != _sizes(previous):

@@ -6,7 +6,7 @@ complex number, so that a corner costs one 1-D gather forward and one 1-D scatte
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log2
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from mpiprop.core.streams import Streams
 from mpiprop.shapes.fields.networks import initialised
 
 PRIMES = (2654435761 - 2**32, 805459861)  # of y and z, as wrapping int32; that of x is 1
+FINEST = 24  # binary logarithm of the most cells a side: coordinates in float32 tell no more apart
 CHUNK = 1 << 13  # points whose temporaries fit a CPU's caches
 
 
@@ -71,7 +72,12 @@ class HashEncoding(nn.Module):
     def __init__(self, rng: Streams, levels: int, log2_table: int, base_resolution: int, growth: float,
                  backend: Literal["auto", "torch", "tcnn"]) -> None:
         super().__init__()
-        positive(levels=levels, log2_table=log2_table, base_resolution=base_resolution, growth=growth)
+        positive(levels=levels, log2_table=log2_table, base_resolution=base_resolution)
+        if growth < 1:
+            raise UserError(f"growth: needs 1 or more, got {growth:g}")
+        if log2(base_resolution) + (levels - 1) * log2(growth) > FINEST:
+            raise UserError(f"growth: {growth:g} gives the finest of {levels} grids more than 2^{FINEST} cells a side; lower "
+                            "growth, levels or base_resolution")
         self.levels = pyramid(levels, log2_table, base_resolution, growth)
         self.channels = 2 * levels
         self.active = levels

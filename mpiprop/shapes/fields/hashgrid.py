@@ -55,7 +55,8 @@ class HashGrid(Gridded):
                  normal_step: float = 0.01, occupancy_resolution: int = 32, occupancy_decay: float = 0.95,
                  backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
-        positive(radius=radius, hidden=hidden, occupancy_resolution=occupancy_resolution)
+        positive(radius=radius, hidden=hidden, hidden_layers=hidden_layers, start_level=start_level,
+                 update_steps=update_steps, occupancy_resolution=occupancy_resolution)
         self.radius = radius
         self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
         widths = (self.encoding.channels, *hidden_layers * (hidden,))

@@ -108,7 +108,8 @@ class SDF(Gridded, DistanceField):
                  normal_step: float | Literal["progressive"] = "progressive", occupancy_resolution: int = 32,
                  occupancy_decay: float = 0.95, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
-        positive(radius=radius, hidden=hidden, occupancy_resolution=occupancy_resolution)
+        positive(radius=radius, hidden=hidden, hidden_layers=hidden_layers, start_level=start_level,
+                 update_steps=update_steps, occupancy_resolution=occupancy_resolution)
         self.radius, self.sphere = radius, sphere
         self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
         widths = (self.encoding.channels, *hidden_layers * (hidden,))
@@ -122,10 +123,16 @@ class SDF(Gridded, DistanceField):
         self.normal_step, self.cosine_anneal = normal_step, cosine_anneal
         self.directed = density == "neus" and cosine_anneal is not None
         self.at(0)
-        if fit is not None:
-            self._fit(*triangles.load(fit, fit_size), fit_steps, rng.of("fit"))
+        self.rng, self.fit_steps = rng, fit_steps
+        self.mesh = None if fit is None else triangles.load(fit, fit_size)
         self.cells = Occupancy(occupancy_resolution, occupancy_decay)
         self.refresh(0, 0.0, rng)
+
+    def begin(self) -> None:
+        if self.mesh is not None:
+            self._fit(*self.mesh, self.fit_steps, self.rng.of("fit"))
+            self.cells.values.zero_()
+            self.refresh(0, 0.0, self.rng)
 
     def at(self, tau: int) -> None:
         super().at(tau)
@@ -198,7 +205,7 @@ class SDF(Gridded, DistanceField):
             rng("near"), POOL // 2, 3)
         far = uniform(rng("far"), POOL // 2, 3, lo=-self.radius, hi=self.radius)
         x = torch.cat([near.clamp(-self.radius, self.radius), far])
-        target = triangles.signed_distance(vertices, faces, x)
+        x, target = (part.to(self.encoding.table.device) for part in (x, triangles.signed_distance(vertices, faces, x)))
         trained = [{"params": self.encoding.parameters(), "lr": 1e-2}, {"params": self.sdf_network.parameters()}]
         optimiser = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.99), eps=1e-15)
         for step in range(steps):

@@ -57,7 +57,7 @@ class DMTet(Surface):
                  levels: int = 16, log2_table: int = 19, base_resolution: int = 16, growth: float = 1.447269237440378,
                  hidden: int = 64, hidden_layers: int = 1, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
         super().__init__()
-        positive(radius=radius)
+        positive(radius=radius, hidden=hidden, hidden_layers=hidden_layers)
         if not 4 <= resolution <= FINEST:
             raise UserError(f"resolution: needs a number in [4, {FINEST}], got {resolution}")
         self.radius, self.resolution, self.threshold, self.drop = radius, resolution, threshold, drop
@@ -75,10 +75,12 @@ class DMTet(Surface):
             self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
             widths = (self.encoding.channels, *hidden_layers * (hidden,))
             self.feature_network = MLP(rng.of("features"), *widths, 3)
-        if fit is None:
-            self._fill(lambda x: sphere - x.norm(dim=-1), 0.0)
-        else:
-            self._enclose(*triangles.load(fit, fit_size))
+        self.mesh = None if fit is None else triangles.load(fit, fit_size)
+        self._fill(lambda x: sphere - x.norm(dim=-1), 0.0)
+
+    def begin(self) -> None:
+        if self.mesh is not None:
+            self._enclose(*(part.to(self.sdf.device) for part in self.mesh))
 
     def surface(self) -> tuple[Tensor, Tensor]:
         """Vertices [M, 3] (world units), differentiable in signed distances and deformation, and faces [F, 3] (int64),
