@@ -1,4 +1,4 @@
-"""The picture itself as what is wanted of the view that it was taken from (Zero-1-to-3, as threestudio has it; Magic123).
+"""Reconstruction losses against the input picture, from its own camera (Zero-1-to-3 in threestudio; Magic123).
 
 Letters: B views, H = W pixels, M of them the object's.
 """
@@ -18,7 +18,7 @@ from mpiprop.views.reference import Reference
 
 
 class Likeness:
-    """How far views are from the picture, as a weighted sum.
+    """A weighted sum of reconstruction losses between a view and the picture.
 
     rgb: weight of the mean square of colour less the picture's where the object is, less the background's elsewhere
     mask: weight of the mean square of opacity less the mask
@@ -45,32 +45,32 @@ class Likeness:
         self._sizes: dict[tuple[int, torch.device], Reference] = {}
 
     def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum; numbers: what is summed, without the weights, and psnr (dB)."""
+        """Returns the weighted sum; numbers: the losses without weights, and psnr (dB)."""
         self.check(views, tau)
         picture = self.at(views.size[0], image.rgb.device)
         weights = {name: weight for name, schedule in self.weights.items() if (weight := at(schedule, tau))}
         inside, numbers = self.mask(picture), {"psnr": psnr(image, picture)}
-        if self.facing is not None:  # pixels that do not count are taken to be as they should
+        if self.facing is not None:  # pixels that do not count are given the target's colour
             counts = axes(image, views)[0] > self.facing
             image = replace(image, rgb=torch.where(counts, image.rgb, before(image, picture, inside)))
         losses = {name: LOSSES[name](image, views, picture, inside) for name in weights}
         numbers = {name: loss.item() for name, loss in losses.items()} | numbers
-        nothing = 0 * image.rgb.sum()  # where every weight is 0: of the image all the same
+        nothing = 0 * image.rgb.sum()  # depends on the image even where every weight is 0
         return sum((weights[name] * loss for name, loss in losses.items()), nothing), numbers
 
     def check(self, views: Views, tau: int) -> None:
-        """Raises UserError for other views than the picture's one."""
+        """Raises UserError unless the only view is the picture's."""
         if len(views) != 1:
             raise UserError(f"Likeness: is given {len(views)} views; use Reference")
 
     def at(self, size: int, device: torch.device) -> Reference:
-        """The picture with so many pixels a side."""
+        """Returns the picture resized to `size` pixels a side."""
         if (size, device) not in self._sizes:
             self._sizes[size, device] = self.reference.resized(size).to(device)
         return self._sizes[size, device]
 
     def mask(self, picture: Reference) -> Tensor:
-        """How far each pixel [H, W, 1] is the object's."""
+        """Returns the object's mask [H, W, 1] in [0, 1]."""
         alpha = picture.rgba[..., 3:]
         return alpha if self.threshold is None else (alpha > self.threshold).to(alpha)
 
@@ -84,7 +84,7 @@ def mask(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor
 
 
 def depth(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
-    """The fit is not differentiated, and need not be: it is where the loss is least."""
+    """Scale and shift are those of least loss, so their own gradient is zero and is left out."""
     ours, theirs = (_centred(depth, mask) for depth in (image.depth, picture.depth))
     scale = ((ours * theirs).sum() / theirs.square().sum().clamp(min=1e-12)).detach()
     return (ours - scale * theirs).square().mean()
@@ -107,7 +107,7 @@ LOSSES: dict[str, Callable[[Image, Views, Reference, Tensor], Tensor]] = {
 
 
 def axes(image: Image, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """The normals' parts [B, H, W, 1] towards the camera, upwards and to the left, along the camera's axes."""
+    """Returns the components [B, H, W, 1] of the normals towards the camera, upwards and to the left."""
     if image.normal is None:
         raise UserError("normal: the shape has no normals; set shape.normal, or normal: 0 and facing: null")
     right, up, back = views.c2w[:, None, None, :3, :3].to(image.normal).unbind(-1)
@@ -115,7 +115,7 @@ def axes(image: Image, views: Views) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def before(image: Image, picture: Reference, mask: Tensor) -> Tensor:
-    """The picture's object [B, H, W, 3] before the background of the image."""
+    """Returns the picture's object [B, H, W, 3] over the background of the image."""
     if image.behind is None:
         raise UserError("guidance.reference: the renderer does not tell what is behind the object; use Volume")
     return picture.rgba[..., :3] * mask + image.behind * (1 - mask)

@@ -1,8 +1,8 @@
-"""Penalties on what was rendered, beside the score (DreamFusion, section 3.2 and appendix A.2; Magic3D; HiFA;
+"""Regularizers of renders, the `penalties` of a term (DreamFusion, section 3.2 and appendix A.2; Magic3D; HiFA;
 threestudio's Zero-1-to-3).
 
 Letters: B views, H x W pixels, S samples. Each takes an image and its views and returns a scalar: the mean over the views
-of what it holds against one, so that a batch may be evaluated in parts.
+of its loss for one, so that a batch may be evaluated in parts.
 """
 
 from collections.abc import Callable, Collection
@@ -105,7 +105,7 @@ LACKING = {"samples": "the image has no samples; use Volume or remove the penalt
 
 
 def lacking(name: str, has: Collection[str]) -> str:
-    """Why penalty `name` cannot be had of images that have only these of LACKING; empty if it can."""
+    """Returns why penalty `name` cannot be computed of images that have only these of LACKING; empty if it can."""
     return next((f"penalties.{name}: {LACKING[need]}" for need in NEEDS.get(name, ()) if need not in has), "")
 
 

@@ -1,7 +1,7 @@
-"""What keeps a surface smooth and a distance a distance (Magic3D; ProlificDreamer; TextMesh, eq. 5).
+"""Regularizers of surfaces and signed distances (Magic3D; ProlificDreamer; TextMesh, eq. 5).
 
-Letters: V vertices and F faces of a closed mesh whose faces all turn the same way, so that each edge is walked once in
-either direction and no table of edges is needed; N points. All are differentiable in the vertices or the slope.
+Letters: V vertices and F faces of a closed mesh of consistent orientation, in which each edge occurs once in either direction
+and no table of edges is needed; N points. All are differentiable in the vertices or the slope.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""What a prior is: a frozen diffusion model that says which noise it sees in an image (DreamFusion, section 2).
+"""The protocol of priors: frozen diffusion models that predict the noise in an image (DreamFusion, section 2).
 
-B images, T timesteps, V strings, N tokens of width E, x0 and x_t [B, C, h, w] in the space the model denoises.
+Letters: B images, T timesteps, V strings, N tokens of width E, x0 and x_t [B, C, h, w] in the space the model denoises.
 """
 
 import math
@@ -21,38 +21,40 @@ and of some priors image [B, C, h, w] or camera [B, 16]."""
 
 
 class Prior(Protocol):
-    """A frozen model of images given text and whatever else it is told. Building one is cheap: weights are read when they are
-    first used."""
+    """A frozen model of images under conditions such as a text.
+
+    The constructor reads configuration files only; weights are read at their first use.
+    """
 
     device: torch.device
     alpha_bar: Tensor  # [T] float64 on the CPU, the cumulative product of 1 - beta
     group: int  # adjacent views that are denoised together
-    reads: frozenset[str]  # kinds of conditions that it must be told: text, camera, picture
-    vocabulary: Vocabulary | None  # all words that it knows, of a model that knows few
+    reads: frozenset[str]  # the conditions that it needs: text, camera, picture
+    vocabulary: Vocabulary | None  # all words that it knows; None: no such list
 
     def verify(self, strings: Sequence[str] = ()) -> list[str]:
-        """Checks everything that the prior will read, without reading weights; a hub model's files are fetched.
+        """Checks all files that the prior will read, without reading weights. Fetches the files of a hub model.
 
-        Returns what the user should be told, a line each: of a file that was taken instead of another, of words of
-        `strings` (the texts to be embedded) that are lost or unknown. Raises UserError, one line, where a file is missing,
-        damaged or of another model.
+        Returns notes for the user, a line each: a file that was taken instead of another; words of `strings`, the texts
+        to encode, that are cut off or unknown. Raises UserError for a file that is missing, damaged or of another model.
         """
 
     def weight_bytes(self) -> int:
-        """Bytes of the networks that stay on the device while the prior is used; encoders of texts and pictures, which are
-        freed after use, do not count."""
+        """Returns the bytes of the networks that stay on the device. Encoders of texts and pictures are freed after use and
+        do not count."""
 
     def embed(self, strings: Sequence[str]) -> Tensor:
-        """The embeddings [V, N, E] float32 on the CPU of the strings; what encoded them is freed."""
+        """Encodes texts, then frees the encoder. Returns [V, N, E] float32 on the CPU."""
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
-        """x0 of rgb [B, 3, H, W] in [0, 1], of any size; differentiable."""
+        """Returns x0 of images [B, 3, H, W] in [0, 1] of any size; differentiable."""
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The image [B, 3, H, W] in [0, 1] of x0."""
+        """Returns the images [B, 3, H, W] in [0, 1] of x0."""
 
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor, **inputs: Tensor) -> Tensor:
-        """The noise predicted in x_t at timesteps t [B] given text [B, N, E] and other `Inputs`; not differentiable."""
+        """Returns the noise predicted in x_t at timesteps t [B] under text [B, N, E] and other `Inputs`; not
+        differentiable."""
 
 
 def alpha_sigma(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +69,8 @@ def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
 
 
 def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
-    """The table [T] float64 of a whole diffusers scheduler configuration; raises UserError for one that it does not cover."""
+    """Returns alpha_bar [T] float64 of a complete diffusers scheduler configuration. Raises UserError for an unsupported
+    one."""
     T, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
     start, end = scheduler["beta_start"], scheduler["beta_end"]
     if scheduler.get("rescale_betas_zero_snr"):

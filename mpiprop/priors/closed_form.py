@@ -1,9 +1,10 @@
-"""A prior whose noise prediction is known exactly: Gaussian pictures of a coloured disc on white.
+"""A prior with a noise prediction in closed form: Gaussian images of a coloured disc on white.
 
 If x0 ~ N(mu, s^2), then E[eps | x_t] = sigma (x_t - alpha mu) / (alpha^2 s^2 + sigma^2): the posterior mean of a
-linear Gaussian model. Enough for a small field to become a ball of the prompt's colour in seconds, and for tests to
-know the truth.
-B images, V strings, h = w = size pixels, x0 and x_t [B, 3, h, w].
+linear Gaussian model. With it a small field becomes a ball of the prompt's colour in seconds, and tests know the exact
+answer.
+
+Letters: B images, V strings, h = w = size pixels, x0 and x_t [B, 3, h, w].
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ from mpiprop.priors.vocabulary import Vocabulary
 COLOURS = {"red": (0.9, 0.1, 0.1), "orange": (1.0, 0.5, 0.0), "yellow": (0.95, 0.85, 0.1), "green": (0.1, 0.65, 0.15),
            "turquoise": (0.1, 0.8, 0.75), "blue": (0.1, 0.2, 0.9), "purple": (0.5, 0.1, 0.7), "pink": (1.0, 0.5, 0.75)}
 GREY = (0.5, 0.5, 0.5)
-SHADES = {"front": 1.0, "back": 0.5}  # so that a view's text can be told from another's
+SHADES = {"front": 1.0, "back": 0.5}  # so that the texts of views differ
 
 
 class ClosedForm:
-    """Gaussian pictures of a disc in the first colour that the text names (grey if none), darker seen from the back.
+    """Gaussian images of a disc in the first colour that the text names (grey if none), darker seen from the back.
 
     size: of the pictures (pixels)
     radius: of the disc (half widths of the picture)
@@ -42,15 +43,15 @@ class ClosedForm:
         self.disc = ((radius - torch.hypot(x[:, None], x)) * (size / 2) + 0.5).clamp(0, 1)  # coverage [h, w]
 
     def verify(self, strings: Sequence[str] = ()) -> list[str]:
-        """Nothing is read, so nothing can be wrong."""
+        """Returns no notes: no file is read."""
         return []
 
     def weight_bytes(self) -> int:
-        """There are no weights."""
+        """Returns 0: there are no weights."""
         return 0
 
     def embed(self, strings: Sequence[str]) -> Tensor:
-        """The disc's colour [V, 1, 3] in each string."""
+        """Returns the disc's colour [V, 1, 3] in each text."""
         def colour(words: list[str]) -> Tensor:
             rgb = next((COLOURS[word] for word in words if word in COLOURS), GREY)
             return torch.tensor(rgb) * next((SHADES[word] for word in words if word in SHADES), 0.75)
@@ -58,19 +59,19 @@ class ClosedForm:
         return torch.stack([colour(string.lower().replace(",", " ").split()) for string in strings])[:, None]
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
-        """The picture in [-1, 1] at the prior's size; nothing is drawn."""
+        """Returns the images in [-1, 1] at the prior's size; no random draws."""
         return F.interpolate(rgb, (self.size, self.size), mode="bilinear", align_corners=False) * 2 - 1
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The picture in [0, 1]."""
+        """Returns the images in [0, 1]."""
         return (x0 / 2 + 0.5).clamp(0, 1)
 
     def mean(self, text: Tensor) -> Tensor:
-        """mu [B, 3, h, w] in [-1, 1] of text [B, 1, 3]."""
+        """Returns mu [B, 3, h, w] in [-1, 1] for text [B, 1, 3]."""
         return 1 - 2 * self.disc * (1 - text[:, 0, :, None, None])
 
     @torch.no_grad()
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """E[eps | x_t], exactly."""
+        """Returns E[eps | x_t]."""
         bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
         return (1 - bar).sqrt() * (x_t - bar.sqrt() * self.mean(text)) / (bar * self.spread ** 2 + 1 - bar)

@@ -1,6 +1,6 @@
 """Diffusion models of the diffusers family as priors: Stable Diffusion (latent) and DeepFloyd IF (pixel).
 
-B images, V strings, N tokens of width E, x0 and x_t [B, C, h, w]. DreamFusion, section 2;
+Letters: B images, V strings, N tokens of width E, x0 and x_t [B, C, h, w]. DreamFusion, section 2;
 v-prediction: Salimans and Ho 2022, appendix D.
 """
 
@@ -27,7 +27,7 @@ CHANNELS = {"AutoencoderKL": "block_out_channels", "AutoencoderTiny": "encoder_b
 
 
 class Diffusion:
-    """A UNet, its noise schedule, and how to read both."""
+    """A UNet with its noise schedule, read from a model's files."""
 
     group = 1
     reads = frozenset({"text"})
@@ -55,29 +55,29 @@ class Diffusion:
                             "give a model that predicts epsilon or v_prediction")
 
     def configured(self) -> dict[str, Any]:
-        """The UNet's whole configuration."""
+        """Returns the UNet's configuration, defaults included."""
         from diffusers import UNet2DConditionModel
 
         return self.parts.config("unet", UNet2DConditionModel)
 
     def networks(self) -> dict[str, Network]:
-        """The networks that it uses, by part."""
+        """Returns the networks in use, by part."""
         from diffusers import UNet2DConditionModel
 
         where = f"model {self.parts.model!r}, unet"
         return {"unet": Network(UNet2DConditionModel, lambda: self.config, self.unet_tensors, where)}
 
     def unet_tensors(self) -> Mapping[str, Tensor]:
-        """The UNet's weights by the names of diffusers."""
+        """Returns the UNet's weights under diffusers' names."""
         return self.parts.tensors("unet")
 
     def network(self, cls: type, part: str) -> Network:
-        """A network other than the UNet."""
+        """Returns a network other than the UNet."""
         return Network(cls, partial(self.parts.config, part), partial(self.parts.tensors, part),
                        f"model {self.parts.model!r}, {part}")
 
     def verify(self, strings: Sequence[str] = ()) -> list[str]:
-        """Checks every file: whether it is there and whole, and whether weights fit their configuration."""
+        """Checks that every file is present and complete, and that weights fit their configuration."""
         networks = self.networks()
         notes = [note for part in networks if (note := self.parts.weights(part)[1])]
         for network in networks.values():
@@ -85,11 +85,11 @@ class Diffusion:
         return notes + self.lost(strings)
 
     def lost(self, strings: Sequence[str]) -> list[str]:
-        """What the user should know of how it reads these texts, a line each."""
+        """Returns notes on what the encoder does not read of these texts, a line each."""
         return []
 
     def weight_bytes(self) -> int:
-        """Bytes of the UNet, and of the VAE where there is one, in the prior's dtype."""
+        """Returns the bytes of the UNet, and of the VAE if there is one, in the prior's dtype."""
         return sum(network.bytes(self.dtype) for part, network in self.networks().items() if part in KEPT)
 
     @cached_property
@@ -98,27 +98,27 @@ class Diffusion:
 
     @torch.no_grad()
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
-        """The predicted noise [B, C, h, w] float32."""
+        """Returns the predicted noise [B, C, h, w] float32."""
         x = x_t if image is None else torch.cat([x_t, image], 1)
         told = {} if camera is None else {"class_labels": camera.to(self.dtype)}
         out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **told).sample
         return self.noise_of(out[:, : x_t.shape[1]].float(), x_t, t)  # DeepFloyd appends a variance
 
     def noise_of(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise [B, C, h, w] that a prediction `out` of the network stands for: eps = alpha v + sigma x_t."""
+        """Converts a network's output [B, C, h, w], noise or v, to noise: eps = alpha v + sigma x_t."""
         if self.prediction == "epsilon":
             return out
         alpha, sigma = alpha_sigma(self, t)
         return alpha * out + sigma * x_t
 
     def place(self, part: str) -> Any:
-        """A network with its weights on the device, laid out as is fastest there."""
+        """Loads a network onto the device, in the memory layout that is fastest there."""
         module = self.networks()[part].load(self.dtype).to(self.device)
         return module.to(memory_format=torch.channels_last) if self.device.type == "cuda" else module
 
 
 class Latent(Diffusion):
-    """A UNet that denoises the latents of a VAE, beside `extra` other channels."""
+    """A UNet that denoises the latents of a VAE; `extra` counts its other input channels."""
 
     def __init__(self, device: torch.device | str, parts: Parts | Original, dtype: str, resolution: int | None = None,
                  extra: int = 0) -> None:
@@ -153,7 +153,7 @@ class Latent(Diffusion):
         return self.place("vae")
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
-        """A sample of the VAE's posterior, scaled to unit deviation: [B, C, h, w], differentiable in rgb."""
+        """Returns a sample [B, C, h, w] of the VAE's posterior, scaled to unit deviation; differentiable in rgb."""
         made = self.vae.encode(to_model(rgb, self.resolution).to(self.dtype))
         if self._vae == "AutoencoderTiny":
             x0 = made.latents
@@ -164,12 +164,12 @@ class Latent(Diffusion):
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """The image [B, 3, H, W] in [0, 1] that the VAE reads in x0."""
+        """Returns the images [B, 3, H, W] in [0, 1] that the VAE decodes from x0."""
         return _from_model(self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample)
 
 
 class TextLatent(Latent):
-    """A latent model that is told the last hidden states of CLIP's text encoder."""
+    """A latent model conditioned on the last hidden states of CLIP's text encoder."""
 
     def networks(self) -> dict[str, Network]:
         from transformers import CLIPTextModel
@@ -177,17 +177,17 @@ class TextLatent(Latent):
         return super().networks() | {"text_encoder": self.network(CLIPTextModel, "text_encoder")}
 
     def lost(self, strings: Sequence[str]) -> list[str]:
-        """What of the texts the encoder does not read or know."""
+        """Returns notes on what the encoder cuts off or does not know, a line each."""
         return lost(*self._tokens, strings, words_too=self.vocabulary is None)
 
     def embed(self, strings: Sequence[str]) -> Tensor:
-        """The last hidden states [V, N, E] of the CLIP text encoder."""
+        """Returns the last hidden states [V, N, E] of the CLIP text encoder."""
         tokenizer, length = self._tokens
         return encode(tokenizer, self.place("text_encoder"), strings, length)
 
     @cached_property
     def _tokens(self) -> tuple[Any, int]:
-        """The tokenizer, and how many of its tokens the encoder reads."""
+        """The tokenizer, and the number of tokens that the encoder reads."""
         from transformers import CLIPTextConfig, CLIPTokenizer
 
         tokenizer = self.parts.tokenizer(CLIPTokenizer)
@@ -196,7 +196,7 @@ class TextLatent(Latent):
 
 
 class StableDiffusion(TextLatent):
-    """Stable Diffusion 1 and 2 and whatever is built like them: CLIP text, latents of a VAE.
+    """Stable Diffusion 1 and 2 and models of the same architecture: CLIP text, latents of a VAE.
 
     model: "builtin", a folder in the diffusers layout, or a hub id (owner/name)
     variant: of the weight files, such as fp16
@@ -219,7 +219,7 @@ class DeepFloyd(Diffusion):
     dtype: of the networks; auto: float16 on CUDA, float32 otherwise
     """
 
-    TOKENS = 77  # what IF was trained with, whatever T5 could read
+    TOKENS = 77  # as IF was trained; T5 itself has no limit
 
     def __init__(self, device: torch.device | str, *, model: str = "DeepFloyd/IF-I-XL-v1.0", variant: str | None = None,
                  revision: str | None = None, dtype: Dtype = "auto") -> None:
@@ -231,11 +231,11 @@ class DeepFloyd(Diffusion):
         return super().networks() | {"text_encoder": self.network(T5EncoderModel, "text_encoder")}
 
     def lost(self, strings: Sequence[str]) -> list[str]:
-        """What of the texts the encoder does not read or know."""
+        """Returns notes on what the encoder cuts off or does not know, a line each."""
         return lost(self._tokenizer, self.TOKENS, _plain(strings))
 
     def embed(self, strings: Sequence[str]) -> Tensor:
-        """The last hidden states [V, 77, E] of T5, in which padding was masked."""
+        """Returns the last hidden states [V, 77, E] of T5, padding masked."""
         return encode(self._tokenizer, self.place("text_encoder"), _plain(strings), self.TOKENS, masked=True)
 
     @cached_property
@@ -245,16 +245,16 @@ class DeepFloyd(Diffusion):
         return self.parts.tokenizer(T5Tokenizer)
 
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
-        """The pixels in [-1, 1], [B, 3, h, w] at the model's resolution; nothing is drawn."""
+        """Returns the pixels [B, 3, h, w] in [-1, 1] at the model's resolution; no random draws."""
         return to_model(rgb, self.config["sample_size"])
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The pixels of x0 in [0, 1]."""
+        """Returns the pixels of x0 in [0, 1]."""
         return _from_model(x0)
 
 
 def to_model(rgb: Tensor, size: int) -> Tensor:
-    """Images [B, 3, size, size] in [-1, 1] of rgb [B, 3, H, W] in [0, 1]."""
+    """Resizes images [B, 3, H, W] in [0, 1] to [B, 3, size, size] in [-1, 1]."""
     return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False) * 2 - 1
 
 
@@ -263,5 +263,5 @@ def _from_model(x: Tensor) -> Tensor:
 
 
 def _plain(strings: Sequence[str]) -> list[str]:
-    """The texts as IF was trained with."""
+    """Returns the texts in the form that IF was trained with."""
     return [string.lower().strip() for string in strings]

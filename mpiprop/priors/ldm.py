@@ -1,7 +1,7 @@
-"""Networks as their authors saved them: one checkpoint file, parts named as in the code of latent diffusion.
+"""Models as one checkpoint file, with parameters named as in the code of latent diffusion (LDM).
 
-The names are translated by the diffusers library. What a checkpoint lacks or holds in a form of its own (autoencoder,
-encoders, tokenizer, scheduler) is read from another model, its `base`.
+The diffusers library translates the names. The autoencoder, encoders, tokenizer and scheduler are read from another model,
+the `base`.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ SIDE = 32  # of the latents that these models were trained at
 
 @dataclass(frozen=True)
 class Original:
-    """The parts of a model that is one checkpoint file: its UNet, and for all else those of `base`."""
+    """The parts of a model in one checkpoint file: the UNet from the file, all others from `base`."""
 
     model: str
     base: Parts
 
     @cached_property
     def file(self) -> dict[str, Tensor]:
-        """All that the file holds, on the CPU, mapped from it."""
+        """All tensors of the file, on the CPU, memory-mapped."""
         return tensors(Path(self.model).expanduser())
 
     def config(self, part: str, cls: type | None = None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Original:
 
 
 def parts_of(model: str, variant: str | None, revision: str | None, builtin: str, base: str) -> Parts | Original:
-    """The parts of a model: "builtin", a checkpoint file, a folder or a hub id."""
+    """Returns the parts of a model: "builtin", a checkpoint file, a folder or a hub id."""
     path = Path(model).expanduser()
     if path.is_file():
         return Original(model, Parts(base))
@@ -67,7 +67,7 @@ def parts_of(model: str, variant: str | None, revision: str | None, builtin: str
 
 
 def is_original(names: Mapping[str, Any]) -> bool:
-    """Whether a UNet's parameters have their authors' names."""
+    """Returns whether a UNet's parameters have LDM's names."""
     return any(name.removeprefix(PREFIX).startswith("input_blocks.") for name in names)
 
 

@@ -1,9 +1,9 @@
 """A low-rank adapter of a prior's network, conditioned on the camera: it learns the score of the renders themselves
 (ProlificDreamer, section 3.2; LoRA: Hu et al. 2022).
 
-B images, x0, x_t and noise [B, C, h, w], text [B, N, E], n adapters. Their numbers are trained with the scene, as a
-learning-rate group of n lanes; the network, the guidance's own prior or another, has the adapter switched on for the length
-of a call.
+Letters: B images, x0, x_t and noise [B, C, h, w], text [B, N, E], n adapters. The adapters are trained with the scene, as a
+learning-rate group of n lanes. The network belongs to the guidance's prior, or to another; its adapter is switched on for
+the duration of a call.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ class Lora(nn.Module):
     rank: of the additions
     loras: 1: one adapter, trained in every step; n: step tau uses and trains adapter tau mod n alone, as if each of n
         workers kept its own
-    average_every: with several, they are replaced by their mean every so many steps; 0: never
+    average_every: steps between replacing several adapters by their mean; 0: never
     """
 
     def __init__(self, prior: Prior, rng: Streams, *, rank: int = 4, loras: int = 1, average_every: int = 0) -> None:
@@ -65,23 +65,23 @@ class Lora(nn.Module):
             raise UserError(f"prior: has {len(self.prior.alpha_bar)} timesteps, the guidance's {len(prior.alpha_bar)}")
 
     def due(self, tau: int) -> bool:
-        """Whether the adapters are replaced by their mean for step tau."""
+        """Returns whether the adapters are averaged for step tau."""
         return self.average_every > 0 and tau > 0 and tau % self.average_every == 0
 
     def network(self, tau: int) -> "Adapted":
-        """The network with the adapter of step tau."""
+        """Returns the network with the adapter of step tau."""
         return Adapted(self, tau)
 
     def loss(self, x0: Tensor, t: Tensor, noise: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
-        """The mean square error of denoising x0 in what the network predicts (noise or v), differentiable in the adapter of
-        step tau alone."""
+        """Returns the mean squared error of the network's output, noise or v, when denoising x0; differentiable in the
+        adapter of step tau alone."""
         alpha, sigma = alpha_sigma(self.prior, t)
         x0 = x0.detach()
         target = noise if self.prior.prediction == "epsilon" else alpha * noise - sigma * x0
         return F.mse_loss(self.predict(alpha * x0 + sigma * noise, t, text, camera, tau), target)
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
-        """What the network (noise or v, [B, C, h, w]) predicts with the adapter of step tau, from camera [B, 16]."""
+        """Returns the network's output [B, C, h, w], noise or v, with the adapter of step tau, under camera [B, 16]."""
         dtype, scale = self.prior.dtype, x_t.numel()
         lane = self.lanes[tau % len(self.lanes)]
         adapter, embedding = lane["adapter"].view(-1), lane["camera"].view(-1)
@@ -102,19 +102,19 @@ class Lora(nn.Module):
 
 @dataclass(frozen=True)
 class Adapted:
-    """A network with the adapter of one step, to be asked as a prior is."""
+    """A network with the adapter of one step, with the `eps` of a prior."""
 
     lora: Lora
     tau: int
 
     @torch.no_grad()
     def eps(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
-        """The noise [B, C, h, w] predicted in x_t at timesteps t [B], from camera [B, 16]."""
+        """Returns the noise [B, C, h, w] predicted in x_t at timesteps t [B], under camera [B, 16]."""
         return self.lora.prior.noise_of(self.lora.predict(x_t, t, text, camera, self.tau), x_t, t)
 
 
 class _Switch:
-    """A network with an adapter that is off, so that to everybody else it is what it was."""
+    """A network with an adapter that is switched off: the unmodified network for all other callers."""
 
     def __init__(self, unet: nn.Module, rank: int) -> None:
         from diffusers.models.embeddings import TimestepEmbedding
@@ -122,7 +122,7 @@ class _Switch:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-        self.unet = inject_adapter_in_model(config, unet, low_cpu_mem_usage=True)  # without numbers: each call brings its own
+        self.unet = inject_adapter_in_model(config, unet, low_cpu_mem_usage=True)  # no weights: each call passes its own
         self.layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         with torch.device("meta"):
             self.camera = TimestepEmbedding(CAMERA, unet.time_embedding.linear_2.out_features)

@@ -1,6 +1,6 @@
-"""Four views at once: a diffusion model of groups of views, told their cameras (MVDream, Shi et al. 2023).
+"""Multi-view diffusion: groups of four views are denoised together, conditioned on their cameras (MVDream, Shi et al. 2023).
 
-B images in groups of V adjacent views, L positions, C channels. The network is Stable Diffusion's, with self-attention
+Letters: B images in groups of V adjacent views, L positions, C channels. The network is Stable Diffusion's, with self-attention
 over each group and a camera embedding where other models have class labels.
 """
 
@@ -21,7 +21,7 @@ VIEWS, CAMERA = 4, 16
 
 
 class Joined:
-    """Self-attention of each group of V views as if it were one image: [B, L, C] is read as [B / V, V L, C]."""
+    """An attention processor that joins each group of V views in self-attention: [B, L, C] is read as [B / V, V L, C]."""
 
     def __init__(self, views: int = VIEWS) -> None:
         from diffusers.models.attention_processor import AttnProcessor2_0
@@ -37,7 +37,7 @@ class Joined:
 
 
 def camera_labels(c2w: Tensor) -> Tensor:
-    """What the model is told of cameras [B, 4, 4]: the matrix, its translation a unit vector, row by row: [B, 16].
+    """Returns the model's camera input [B, 16] for cameras [B, 4, 4]: the matrix row by row, its translation normalised.
 
     The axes are Blender's, in which MVDream was trained: columns right, up, -look; world z up, the front at +x.
     """
@@ -47,7 +47,7 @@ def camera_labels(c2w: Tensor) -> Tensor:
 
 
 class MVDream(TextLatent):
-    """MVDream and whatever is built like it: CLIP text, latents of a VAE, four views at right angles at once.
+    """MVDream and models of the same architecture: CLIP text, latents of a VAE, four views at right angles at once.
 
     model: "builtin"; a folder or a hub id (owner/name) in the diffusers layout, its UNet under the library's names or its
         authors'; or a checkpoint of theirs (.pt, .safetensors)
@@ -67,14 +67,14 @@ class MVDream(TextLatent):
         super().__init__(device, original.parts_of(model, variant, revision, "mvdream", base), dtype, resolution)
 
     def configured(self) -> dict[str, Any]:
-        """The UNet's configuration, with the camera where class labels would go."""
+        """Returns the UNet's configuration, with the camera as class embedding."""
         config = super().configured()
         if isinstance(self.parts, Parts) and "block_out_channels" not in self.parts.config("unet"):
             config |= original.unet_config(self.parts.tensors("unet"), self.parts.model)  # a folder with the authors' names
         return config | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA}
 
     def unet_tensors(self) -> Mapping[str, Tensor]:
-        """The UNet's weights by the names of diffusers, those for the camera as its class embedding's."""
+        """Returns the UNet's weights under diffusers' names, the camera's as its class embedding."""
         weights = original.translated(self.parts.tensors("unet"), self.config)
         if "class_embedding.linear_1.weight" not in weights and self.parts.has("camera_proj"):
             weights |= {f"class_embedding.{name}": value for name, value in self.parts.tensors("camera_proj").items()}

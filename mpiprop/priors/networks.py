@@ -1,6 +1,6 @@
-"""A network of a model: its class, its configuration and its weights, which fit or are told not to.
+"""A network of a model: its class, its configuration and its weights, checked against each other.
 
-Built without numbers first, so that whether the weights fit is known without reading them.
+The network is built without weights first, so that names and shapes are compared without reading any.
 """
 
 import re
@@ -21,7 +21,7 @@ RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 
 @dataclass(frozen=True)
 class Network:
-    """A network of diffusers or transformers, of which nothing is read yet."""
+    """A network of diffusers or transformers; nothing is read by the constructor."""
 
     cls: type  # a model class of one of the libraries
     config: Callable[[], Mapping[str, Any]]
@@ -29,7 +29,7 @@ class Network:
     where: str  # the model and its part, for messages
 
     def verify(self) -> None:
-        """Raises UserError where the weights are not those of the network; reads their names and shapes alone."""
+        """Raises UserError where names or shapes of the weights do not fit the network. Reads no weights."""
         found = {name: value.to("meta") for name, value in self.tensors().items()}
         if self._of_transformers:
             self._filled(found, torch.float32, "meta")
@@ -38,11 +38,11 @@ class Network:
             self._compare(wanted, {name: tuple(value.shape) for name, value in self._named(found).items()})
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of its numbers in dtype."""
+        """Returns the bytes of the parameters in dtype."""
         return sum(parameter.numel() for parameter in self.blank.parameters()) * dtype.itemsize
 
     def load(self, dtype: torch.dtype) -> nn.Module:
-        """The network with its weights in dtype: frozen, in evaluation mode, on the CPU."""
+        """Returns the network with its weights in dtype: frozen, in evaluation mode, on the CPU."""
         found = self.tensors()
         if self._of_transformers:
             module = self._filled(found, dtype, "cpu")
@@ -55,7 +55,7 @@ class Network:
 
     @cached_property
     def blank(self) -> nn.Module:
-        """The network without numbers."""
+        """Returns the network on the meta device."""
         return self._blank()
 
     def _blank(self) -> nn.Module:
@@ -107,7 +107,7 @@ class Network:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the libraries print while they load: what matters is told by exceptions."""
+    """Silences what the libraries print while they load; errors arrive as exceptions."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

@@ -1,6 +1,6 @@
-"""The one door to models of diffusers and transformers: the built-in ones, a local folder or a hub id.
+"""Files of models of diffusers and transformers: built-in, in a local folder, or on the hub.
 
-No code of a model's author is run and no pickle is trusted; every failure is one line that says what to do.
+No code of a model's author runs and pickles are read without executing them. Every failure is one line that says what to do.
 """
 
 import inspect
@@ -39,7 +39,7 @@ class Parts:
     builtin: str = BUILTIN.name  # which of the built-in models
 
     def find(self, part: str, name: str) -> Path | None:
-        """Where a file of a part is, fetched if the model is on the hub; None if the model has no such file."""
+        """Returns the path of a file of a part, fetched if the model is on the hub; None if it has no such file."""
         if isinstance(place := self._place, Hub):
             return place.find(f"{part}/{name}" if part else name)
         if self.model == "builtin" and not (place / part).is_dir():
@@ -47,7 +47,7 @@ class Parts:
         return path if (path := place / part / name).is_file() else None
 
     def has(self, part: str) -> bool:
-        """Whether the model has such a part: its configuration, or its weights."""
+        """Returns whether the model has such a part: its configuration, or its weights."""
         return self.find(part, CONFIGS.get(part, "config.json")) is not None or bool(self._files(part, None))
 
     def config(self, part: str, cls: type | None = None) -> dict[str, Any]:
@@ -64,8 +64,8 @@ class Parts:
         return defaults(cls) | said if cls else said
 
     def weights(self, part: str) -> tuple[list[Path], str]:
-        """The files of a part's weights, and what the user should know about them, if anything: those of the variant, else
-        the plain ones; safetensors before pickles."""
+        """Returns the files of a part's weights, and a note for the user if one is due. The variant comes before the plain
+        files, safetensors before pickles."""
         if files := self._files(part, self.variant):
             return files, ""
         if not self.variant or not (files := self._files(part, None)):
@@ -87,7 +87,7 @@ class Parts:
         return []
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The weights of a part by name, on the CPU, mapped from their files."""
+        """Returns the weights of a part by name, on the CPU, memory-mapped."""
         return {name: value for file in self.weights(part)[0] for name, value in tensors(file).items()}
 
     def tokenizer(self, cls: type) -> Any:
@@ -103,7 +103,7 @@ class Parts:
                             "fetch it again") from error
 
     def lacking(self, what: str) -> UserError:
-        """That the model does not have a file; or, where its index tells, that it is another kind of model."""
+        """Returns the error for a missing file; where the model's index says so, that it is another kind of model."""
         place, pipeline = self._place, self._pipeline
         if pipeline.get("transformer") or pipeline.get("text_encoder_2"):
             built = "a transformer, not a UNet" if pipeline.get("transformer") else "a UNet with two text encoders"

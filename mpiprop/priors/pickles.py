@@ -1,8 +1,8 @@
-"""Checkpoints of torch, read without running anything that is in them.
+"""Checkpoints of torch, read without executing anything in them.
 
-A pickle is a program: it names functions and has them called. Here only tensors are rebuilt, by this module; every other
-name becomes an inert stand-in, so what a training framework saved beside the tensors (callbacks, settings, numbers of
-NumPy) does no harm and is passed over. Nothing that a file names is imported. Numbers are mapped from the file, not read.
+A pickle is a program that names functions and calls them. This module rebuilds tensors alone. Every other name becomes an
+inert stand-in, so that other objects of a training framework (callbacks, settings, NumPy scalars) are ignored. Nothing that a
+file names is imported. Tensors are memory-mapped.
 
 Formats: the zip of torch 1.6 and later, and the pickles one after the other of before.
 """
@@ -26,7 +26,7 @@ STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat
 
 
 class _Inert:
-    """Whatever a pickle names that is no tensor: takes everything that pickles do to objects, and does nothing."""
+    """The stand-in for anything but a tensor: accepts every operation of a pickle and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Inert":
         return super().__new__(cls)
@@ -61,7 +61,7 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """The numbers of some tensors, by their name in the file."""
+    """The storage of some tensors, by its name in the file."""
 
     dtype: torch.dtype
     key: str
@@ -113,7 +113,7 @@ KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Reader(pickle.Unpickler):
-    """A pickle's content, in which only tensors and plain data are what they say."""
+    """An unpickler that rebuilds tensors and plain data alone."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="latin1")

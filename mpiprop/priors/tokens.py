@@ -1,4 +1,4 @@
-"""Texts through a tokenizer and an encoder of the transformers library.
+"""Encoding texts by a tokenizer and an encoder of the transformers library.
 
 Letters: V texts, N tokens of width E.
 """
@@ -14,8 +14,8 @@ from mpiprop.core.errors import UserError
 
 
 def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
-    """The encoder's last hidden states [V, length, E], float32 on the CPU; a text that is too long is cut before its end
-    token, as `lost` tells."""
+    """Returns the encoder's last hidden states [V, length, E], float32 on the CPU. A text that is too long loses its last
+    words and keeps its end token; `lost` reports them."""
     tokens = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = tokens["attention_mask"].to(encoder.device) if masked else None
     with torch.no_grad():
@@ -23,8 +23,8 @@ def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: i
 
 
 def lost(tokenizer: Any, length: int, strings: Sequence[str], words_too: bool = True) -> list[str]:
-    """What of the texts a model with this tokenizer does not read, and with `words_too` which words it can only spell; a line
-    for each kind of loss.
+    """Returns notes on the words that are cut off, and with `words_too` on those that the tokenizer does not know; a line for
+    each kind.
 
     Raises UserError where it knows no word at all, as when its vocabulary is missing.
     """

@@ -1,4 +1,4 @@
-"""The words that a small model was trained with, and what a prompt asks of it beyond them."""
+"""The words that a small model was trained with, and those of a prompt that it does not know."""
 
 import json
 import re
@@ -16,7 +16,7 @@ MINOR = frozenset("a an the of and with in on at by for from to as is it its thi
 class Vocabulary:
     """All words of a model's captions, in lower case.
 
-    A model without `shapes` makes one object, whatever it is asked for.
+    A model without `shapes` makes one object, whatever the prompt.
     """
 
     shapes: tuple[str, ...]  # nouns of the objects that it makes

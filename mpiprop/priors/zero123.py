@@ -1,7 +1,7 @@
-"""A picture of the object from one side as the condition for views from others (Zero-1-to-3, Liu et al. 2023).
+"""A diffusion model of views conditioned on a picture and a relative pose (Zero-1-to-3, Liu et al. 2023).
 
-B views; E numbers of the picture's embedding, C of a token, latents [4, h, w]. The network is Stable Diffusion's; beside
-the noisy latents it is given the picture's, and instead of words one token made of the embedding and the pose.
+Letters: B views; E numbers of the picture's embedding, C of a token, latents [4, h, w]. The network is Stable Diffusion's;
+beside the noisy latents it reads the picture's, and instead of a text one token made of the embedding and the pose.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class Zero123(Latent):
-    """Zero-1-to-3, its XL version, Stable Zero123 and whatever is built like them: shown a picture, told a pose.
+    """Zero-1-to-3, its XL version, Stable Zero123 and models of the same architecture, conditioned on a picture and a pose.
 
     model: "builtin"; a folder or a hub id (owner/name) in the diffusers layout (unet, vae, image_encoder, scheduler, and
         clip_camera_projection or cc_projection); or a checkpoint of its authors (.ckpt, .safetensors)
