@@ -1,4 +1,4 @@
-"""A plug-in as configs/README.md shows it, built and installed; and that nothing else a configuration names is imported."""
+"""The plug-ins that mpiprop/README.md shows, built and installed; and that nothing else a configuration names is imported."""
 
 import os
 import re
@@ -11,38 +11,48 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Launch, Mpirun, kill
 from finished import flat
+from PIL import Image
 
-from mpiprop.run import checkpoint
-from mpiprop.config import loader
 from mpiprop.cli.main import main
+from mpiprop.config import loader
+from mpiprop.run import checkpoint
 
 TOY = ["toy", "stages.0.steps=20", "turntable.frames=1", "mesh.resolution=8"]
 HOSTILE = "stages.0.terms.0.guidance.use"
+FILES = ("pyproject.toml", "mycompany_csd.py", "mycompany_ball.py", "mycompany_paint.py", "mycompany.yaml")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the package of the documentation is installed."""
+    """Where the package of the documentation is installed, its configuration beside it."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    text = (ROOT / "configs/README.md").read_text()
-    for name, kind in (("pyproject.toml", "toml"), ("mycompany_losses.py", "python")):
-        (source / name).write_text(re.search(rf"`{name}`:\n\n```{kind}\n(.*?)```", text, re.DOTALL)[1])
+    text = (ROOT / "mpiprop/README.md").read_text()
+    for name in FILES:
+        (source / name).write_text(re.search(rf"`{name}`:\n\n```\w+\n(.*?)```", text, re.DOTALL)[1])
+        assert len((source / name).read_text().splitlines()) <= 40 or name == "mycompany_paint.py"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
                     "--target", site, source], check=True, timeout=120)
+    (source / "mycompany.yaml").rename(site / "mycompany.yaml")
     return site
+
+
+def beside(site: Path) -> dict[str, str]:
+    """The environment of a program that finds what is installed in `site`."""
+    return {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("shards", [1, 2])
-def test_the_plug_in_of_the_documentation_gives_the_same_bits_on_ranks_killed_and_resumed(
+def test_the_package_of_the_documentation_gives_the_same_bits_on_ranks_killed_and_resumed(
         launch: Launch, mpirun: Mpirun, site: Path, tmp_path: Path, shards: int) -> None:
-    words = [*TOY, "window.threshold=0", f"window.shards={shards}", "checkpoint.every_s=0", "stages.0.terms.0.guidance.use="
-             "mycompany.csd", "stages.0.terms.0.guidance.scale=2", "stages.0.steps=40"]
-    env = {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
+    words = [site / "mycompany.yaml", "window.threshold=0", f"window.shards={shards}", "checkpoint.every_s=0"]
+    env, metrics = beside(site), tmp_path / "killed/metrics.jsonl"
     alone = mpirun(0, "run", *words, "--out", tmp_path / "alone", env=env)
     assert alone.returncode == 0 and "csd" in (tmp_path / "alone/metrics.jsonl").read_text(), alone.stderr
+    red, green, blue = Image.open(tmp_path / "alone/views/000.png").convert("RGB").getpixel((16, 16))
+    assert green > 1.5 * max(red, blue)
 
-    killed, metrics = launch(3, "run", *words, "--out", tmp_path / "killed", env=env), tmp_path / "killed/metrics.jsonl"
+    killed = launch(3, "run", *words, "--out", tmp_path / "killed", env=env)
     while killed.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         time.sleep(0.02)
     assert killed.poll() is None, killed.communicate()
@@ -54,11 +64,11 @@ def test_the_plug_in_of_the_documentation_gives_the_same_bits_on_ranks_killed_an
 
 
 def test_a_plug_in_is_explained_and_missed(mpirun: Mpirun, site: Path, tmp_path: Path) -> None:
-    env = {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
     words = [*TOY, "stages.0.terms.0.guidance.use=mycompany.csd", "--out", tmp_path / "run"]
-    assert mpirun(0, "run", *words, env=env).returncode == 0
-    told = mpirun(0, "run", "--help", "mycompany.csd", env=env).stdout
+    assert mpirun(0, "run", *words, env=beside(site)).returncode == 0
+    told = mpirun(0, "run", "--help", "mycompany.csd", env=beside(site)).stdout
     assert "scale: number | [[step, number], ...] (default 1.0)\n      factor of the difference" in told
+    assert "t_max: number" in told  # of the class that it derives from
 
     gone = mpirun(0, "run", *words, "--resume")
     assert gone.returncode == 2 and "'mycompany.csd' is not a component of mpiprop or of an installed plug-in" in gone.stderr
