@@ -18,7 +18,8 @@ def kept(folder: Path) -> tuple[bytes, ...]:
     """All that a finished run has saved of its last state."""
     with h5py.File(folder / "window.h5") as file:
         assert file.attrs["complete"] and (folder / "done").exists()
-        return tuple(file[f"x/{name}"][()].tobytes() for name in ("flat", "slots/m", "slots/v", "slots/seen", "slots/points"))
+        return tuple(file[f"x/{name}"][()].tobytes()
+                     for name in ("flat", "slots/m", "slots/v", "statistics/moves", "statistics/views", "ancestry"))
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +71,17 @@ def test_kills_between_changes_and_other_ranks_give_the_bits_of_the_sequential_r
 
 def test_what_a_run_of_a_cloud_leaves(setting, alone, capsys):
     with h5py.File(alone / "window.h5") as file:
-        N = len(file["x/slots/points"])
+        N = len(file["x/ancestry"])
     vertices = PlyData.read(alone / "cloud.ply")["vertex"]
     assert len(vertices) == N != 60 and (alone / "mesh.glb").exists()
     assert (alone / "turntable.gif").exists() and "points" in (alone / "report.html").read_text()
     assert dispatch(["export", str(alone), "--format", "ply", "--out", str(setting.parent / "again.ply")]) == 0
     assert (setting.parent / "again.ply").read_bytes() == (alone / "cloud.ply").read_bytes()
     assert dispatch(["inspect", str(alone / "window.h5")]) == 0
-    assert "/x/slots/points" in capsys.readouterr().out
+    assert "/x/ancestry" in capsys.readouterr().out
     assert dispatch(["run", str(setting), f"from={alone}", "stages.0.steps=1", "--out", str(setting.parent / "next")]) == 0
     with h5py.File(setting.parent / "next" / "window.h5") as file:
-        assert len(file["x/slots/points"]) == N
+        assert len(file["x/ancestry"]) == N
 
 
 @pytest.mark.parametrize("words, told", [

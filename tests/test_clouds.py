@@ -17,10 +17,10 @@ from mpiprop.core.theta import Drift, Layout, State, Theta
 from mpiprop.optim.optimisers import Adam
 from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import distance
-from mpiprop.shapes.clouds.densify import SEEN, Densify, Rules, grown, pruned, reset, values
+from mpiprop.shapes.clouds.densify import MOVES, VIEWS, Densify, Rules, grown, pruned, reset, values
 from mpiprop.shapes.clouds.gaussians import ROWS, Gaussians, spacing
-from mpiprop.transport.base import Serial
-from mpiprop.transport.sharded import Shared
+from mpiprop.transport.serial import Serial
+from mpiprop.transport.sharded import Sharded
 
 from clouds import stage
 
@@ -32,14 +32,15 @@ WIDTHS = {"position": (3,), "f_dc": (1, 3), "f_rest": (0, 3), "scale": (3,), "ro
 def state(N: int, chosen=(), large=(), tau: int = 3) -> State:
     """N Gaussians of random numbers with averages, of whom those `chosen` have a large gradient and those `large` are large."""
     layout = Layout.of([(f"geometry.{name}", (N, *width), f"geometry.{name}") for name, width in WIDTHS.items()]
-                       + [("background.colour", (5,), "background.colour")], N=N)
+                       + [("background.colour", (5,), "background.colour")],
+                       per_point={f"geometry.{name}" for name in WIDTHS})
     theta = Theta(normal(Streams(1, 0)("theta"), layout.L), layout, ancestry.roots(N))
     values(theta, "scale")[:] = log(0.1)
     values(theta, "scale")[list(large)] = log(0.4)
-    seen = torch.cat([torch.zeros(N), torch.full((N,), 2.0)])
-    seen[list(chosen)] = 5.0
+    moves = torch.zeros(N)
+    moves[list(chosen)] = 5.0
     m, v = normal(Streams(2, 0)("m"), layout.D), uniform(Streams(2, 0)("v"), layout.D)
-    return State(tau, theta, {"m": m, "v": v, SEEN: seen})
+    return State(tau, theta, {"m": m, "v": v}, {MOVES: moves, VIEWS: torch.full((N,), 2.0)})
 
 
 def test_clones_and_splits_keep_their_lineage():
@@ -52,7 +53,8 @@ def test_clones_and_splits_keep_their_lineage():
     assert torch.equal(values(y.theta, "opacity"), values(x.theta, "opacity")[expected])
     assert torch.equal(values(y.theta, "position")[:19], values(x.theta, "position")[expected[:19]])
     assert torch.equal(values(y.theta, "scale")[19:], values(x.theta, "scale")[expected[19:]] - log(1.6))
-    assert torch.equal(y.theta.flat[-5:], x.theta.flat[-5:]) and not y.slots[SEEN].any() and len(y.slots[SEEN]) == 50
+    assert torch.equal(y.theta.flat[-5:], x.theta.flat[-5:]) and all(
+        len(total) == 25 and not total.any() for total in y.statistics.values())
     for slot in ("m", "v"):
         held = Theta(y.slots[slot], y.theta.layout)
         before = Theta(x.slots[slot], x.theta.layout)
@@ -71,7 +73,7 @@ def test_children_lie_about_their_parent_as_it_lay_in_space():
     y = grown(x, rules, Streams(0, 3))
     moved = values(y.theta, "position") - values(x.theta, "position").repeat(2, 1)
     assert (moved.T.cov() - torch.diag(scale[[1, 0, 2]] ** 2)).abs().max() < 0.01  # 4000 draws: 0.25 sqrt(2 / 4000) = 0.006
-    alone = replace(x, slots={**x.slots, SEEN: state(2000, chosen=(7,)).slots[SEEN]})
+    alone = replace(x, statistics=state(2000, chosen=(7,)).statistics)
     one = grown(alone, rules, Streams(0, 3))
     assert torch.equal(values(one.theta, "position")[-2:], values(y.theta, "position")[[7, 2007]])
     assert torch.equal(one.theta.ancestry[-2:, 0], y.theta.ancestry[[7, 2007], 0])
@@ -89,10 +91,11 @@ def test_as_many_as_before_may_be_others():
     a, b = (grown(state(5, chosen=(i,)), RULES, Streams(0, 3)) for i in (1, 3))
     assert a.theta.layout == b.theta.layout and torch.equal(a.theta.ancestry[:5], b.theta.ancestry[:5])
     assert a.theta.rows(b.theta).tolist() == [0, 1, 2, 3, 4, 3] and b.theta.rows(a.theta).tolist() == [0, 1, 2, 3, 4, 1]
-    grad = torch.arange(float(a.theta.layout.D + 12))
-    read = Drift(grad).read_as(a.theta, b.theta).grad
-    assert torch.equal(read[:18].view(6, 3), grad[:18].view(6, 3)[[0, 1, 2, 3, 4, 3]])
-    assert torch.equal(read[-12:].view(2, 6), grad[-12:].view(2, 6)[:, [0, 1, 2, 3, 4, 3]])
+    grad, seen = torch.arange(float(a.theta.layout.D)), torch.arange(6.0)
+    read = Drift(grad, statistics={VIEWS: seen}).read_as(a.theta, b.theta)
+    assert torch.equal(read.grad[:18].view(6, 3), grad[:18].view(6, 3)[[0, 1, 2, 3, 4, 3]])
+    assert torch.equal(read.grad[-5:], grad[-5:])  # no points' numbers
+    assert read.statistics[VIEWS].tolist() == [0, 1, 2, 3, 4, 3]
     assert distance(a.theta, b.theta) > 0 and distance(a.theta, a.theta) == 0
     same = Theta(a.theta.flat.clone(), a.theta.layout, b.theta.ancestry)
     assert 0 < distance(a.theta, same)  # the same numbers of others
@@ -103,7 +106,7 @@ def test_who_is_gone_tells_nothing_and_who_descends_tells_what_it_can():
     values(x.theta, "opacity")[:, 0] = torch.tensor([3.0, -3.0, 3.0, 3.0, 3.0, 3.0])
     split, thin = grown(x, RULES, Streams(0, 3)), pruned(x, 0.5, 0.0, 9.0)
     assert thin.theta.layout.N == 5 and thin.theta.rows(x.theta).tolist() == [0, -1, 1, 2, 3, 4]
-    assert Drift(torch.ones(thin.theta.layout.D + 10)).read_as(thin.theta, x.theta).grad[:18].view(6, 3)[:, 0].tolist() == [
+    assert Drift(torch.ones(thin.theta.layout.D)).read_as(thin.theta, x.theta).grad[:18].view(6, 3)[:, 0].tolist() == [
         1, 0, 1, 1, 1, 1]
     assert split.theta.rows(x.theta).tolist() == [0, 1, 5, 2, 3, 4]  # the parent from its first child
     assert torch.equal(thin.theta.read_as(x.theta).flat, x.theta.flat)
@@ -191,8 +194,8 @@ def test_the_rollout_equals_a_loop_over_lists_of_tensors_and_torchs_adam():
 
     for tau in range(9):
         flat = torch.stack([gradient(one, tau) for one in x.theta.ancestry[:, 0].tolist()])
-        parts, seen = flat.split([3, 3, 0, 3, 4, 1], 1), torch.stack([flat[:, 0].abs(), torch.ones(len(flat))])
-        x = rollout(Drift(torch.cat([*(part.reshape(-1) for part in parts), torch.zeros(5), *seen])), x)
+        grad = torch.cat([*(part.reshape(-1) for part in flat.split([3, 3, 0, 3, 4, 1], 1)), torch.zeros(5)])
+        x = rollout(Drift(grad, statistics={MOVES: flat[:, 0].abs(), VIEWS: torch.ones(len(flat))}), x)
 
         flat = torch.stack([gradient(one, tau) for one in ids]).double()
         for name, part in zip(ROWS, flat.split([3, 3, 0, 3, 4, 1], 1)):
@@ -260,7 +263,8 @@ def path() -> list[State]:
 
 def same(a: State, b: State) -> bool:
     return (a.tau == b.tau and torch.equal(a.theta.flat, b.theta.flat) and torch.equal(a.theta.ancestry, b.theta.ancestry)
-            and all(torch.equal(a.slots[name], b.slots[name]) for name in b.slots))
+            and all(torch.equal(a.slots[name], b.slots[name]) for name in b.slots)
+            and all(torch.equal(a.statistics[name], b.statistics[name]) for name in (MOVES, VIEWS)))
 
 
 def test_the_truth_clones_splits_prunes_and_resets(path):
@@ -309,12 +313,10 @@ def test_parts_of_a_batch_add_up_with_what_they_measure():
     """Statistics are of each view's own loss: those of a batch are the sums of those of its views alone."""
     one = stage()
     unit, theta = one.unit(one.embeddings()), one.scene.theta()
-    whole = unit(theta, 3).grad.clone()
-    parts = Shared(unit, 2)(theta, 3).grad
-    assert (parts - whole).norm() < 1e-4 * whole.norm()
-    tail = whole[theta.layout.D:].view(2, -1)
-    assert tail[0].max() > 0 and set(tail[1].tolist()) <= {0.0, 1.0, 2.0}
-    assert torch.allclose(tail, parts[theta.layout.D:].view(2, -1), rtol=1e-4)
+    whole, parts = unit(theta, 3).clone(), Sharded(unit, 2)(theta, 3)
+    assert (parts.grad - whole.grad).norm() < 1e-4 * whole.grad.norm()
+    assert whole.statistics[MOVES].max() > 0 and set(whole.statistics[VIEWS].tolist()) <= {0.0, 1.0, 2.0}
+    assert all(torch.allclose(total, parts.statistics[name], rtol=1e-4) for name, total in whole.statistics.items())
 
 
 def test_the_scene_takes_any_number_of_points(path):

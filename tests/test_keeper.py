@@ -25,7 +25,7 @@ from mpiprop.optim import optimisers, rollout
 from mpiprop.picard import threshold
 from mpiprop.picard.pipelined import propel
 from mpiprop.picard.window import Window
-from mpiprop.transport.base import Serial
+from mpiprop.transport.serial import Serial
 
 LAYOUT = Layout.of([("w", (300,), "a")], [("rides", (8,))])
 T = 40

@@ -16,7 +16,7 @@ from mpiprop.picard import algorithm, pipelined, threshold
 from mpiprop.optim.optimisers import SGD, Adam, AdamW, Adan
 from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Window, copies, distance, fit
-from mpiprop.transport.base import Serial
+from mpiprop.transport.serial import Serial
 
 D, RIDING, T = 300, 10, 60
 LAYOUT = Layout.of([("a", (200,), "fast"), ("b", (100,), "slow")], [("grid", (RIDING,))])

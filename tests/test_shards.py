@@ -15,7 +15,7 @@ from finished import flat
 from mpiprop.config import loader
 from mpiprop.core.theta import Theta
 from mpiprop.run.stage import Stage
-from mpiprop.transport.sharded import Shared
+from mpiprop.transport.sharded import Sharded
 
 TOY = ("run", "toy", "stages.0.steps=40", "turntable.frames=2", "mesh.resolution=16", "preview.every_s=0")
 
@@ -39,8 +39,8 @@ def test_parts_add_up_to_the_batch(name, parts):
     for tau in (0, stage.T - 1):
         whole = unit(theta, tau)
         grad, told = whole.grad.clone(), dict(whole.scalars)
-        shared = Shared(unit, parts)(theta, tau)
-        assert torch.equal(shared.grad, Shared(unit, parts)(theta, tau).grad)
+        shared = Sharded(unit, parts)(theta, tau)
+        assert torch.equal(shared.grad, Sharded(unit, parts)(theta, tau).grad)
         assert (shared.grad - grad).norm() < 1e-4 * grad.norm()
         told.pop("grad_norm"), (mine := dict(shared.scalars)).pop("grad_norm")  # a norm of parts does not add up
         assert mine == pytest.approx(told, rel=1e-4)

@@ -17,7 +17,7 @@ from mpiprop.core.errors import Preempted
 from mpiprop.run.log import Log
 from mpiprop.run.driver import Drive
 from mpiprop.run.stage import Stage
-from mpiprop.transport.base import Serial
+from mpiprop.transport.serial import Serial
 
 SYSTEMS = ("demo/magic3d", "demo/textmesh", "demo/prolificdreamer", "demo/dreamgaussian", "demo/dreamgaussian-image",
            "demo/zero123", "demo/zero123-gaussians")

@@ -23,8 +23,8 @@ from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.lora import Lora, _shapes
 from mpiprop.conditioning.text import Four, TextConditions
 from mpiprop.run.stage import Stage
-from mpiprop.transport.base import Serial
-from mpiprop.transport.sharded import Shared
+from mpiprop.transport.serial import Serial
+from mpiprop.transport.sharded import Sharded
 from mpiprop.views.cameras import Image, Views, orbit
 from mpiprop.views.samplers import milestone
 
@@ -309,7 +309,7 @@ def test_parts_add_up_to_the_batch(folders, parts):
     unit, theta = stage.unit(stage.embeddings()), stage.scene.theta()
     whole = unit(theta, 4)
     grad, told = whole.grad.clone(), dict(whole.scalars)
-    shared = Shared(unit, parts)(theta, 4)
+    shared = Sharded(unit, parts)(theta, 4)
     for span in stage.scene.layout.groups.values():
         assert (shared.grad[span] - grad[span]).norm() <= 1e-4 * grad[span].norm()
     assert shared.scalars["lora"] == pytest.approx(told["lora"], rel=1e-4)

@@ -46,8 +46,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     import torch
-    from mpi4py import MPI
 
+    from mpiprop import transport
     from mpiprop.core.memory import recycle_large_blocks
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.run.saver import Keeper
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     from mpiprop.optim.optimisers import Adam
     from mpiprop.optim.rollout import Rollout
     from mpiprop.picard.window import Window
-    from mpiprop.transport.mpi import Mpi, serve
+    from mpiprop.transport.base import End
+    from mpiprop.transport.world import World
 
     torch.set_num_threads(1)
     recycle_large_blocks()
@@ -67,11 +68,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         sleep(args.seconds)
         return Drift(grad, {}, args.seconds)
 
-    comm = MPI.COMM_WORLD.Dup()
-    if comm.rank:
-        serve(comm, unit, layout, torch.device("cpu"), lambda: False)
+    world = World.open()
+    service = transport.connect(world, unit, layout, torch.device("cpu"), lambda: False)
+    if isinstance(service, End):
         return
-    transport = Mpi(comm, torch.device("cpu"), lambda: False)
 
     class Timed(Keeper):
         """A keeper that tells how long its writes took."""
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     clock, kind, left = 0.0, "warming up", 3
     window = Window(optimiser.start(Theta(torch.zeros(D), layout)), (), 1e9)  # all is accepted: every slide is a full one
     kinds = ["nothing", "aside", "nothing", "at once"] * args.writes + [""]
-    for window in propel(window, transport, Rollout(optimiser, lambda theta, tau: theta), p=args.window, T=10**9,
+    for window in propel(window, service, Rollout(optimiser, lambda theta, tau: theta), p=args.window, T=10**9,
                          threshold=threshold.fixed, predict=optimiser.predict):
-        still = perf_counter() - clock - transport.busy.since(clock)[1]
+        still = perf_counter() - clock - service.busy.since(clock)[1]
         rows[kind].append(still)
         left -= 1
         if kind == "aside" and not keeper.writing.done():
@@ -109,11 +109,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
                 keeper.offer(window)
             elif kind == "at once":
                 keeper.save(window)
-    transport.close(0)
+    service.close(0)
 
     size = keeper.path.stat().st_size
     usual = fmean(rows["nothing"])
-    print(f"{comm.size - 1} workers, window {args.window}, D {D:,}, {args.seconds} s an evaluation; a checkpoint is "
+    print(f"{world.size - 1} workers, window {args.window}, D {D:,}, {args.seconds} s an evaluation; a checkpoint is "
           f"{size / 1e9:.3f} GB\nwithout checkpoints: {usual:.3f} s of a slide without evaluation")
     for kind in ("at once", "aside"):
         seconds = fmean(written[kind])

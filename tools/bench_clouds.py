@@ -16,7 +16,7 @@ from mpiprop.config import loader
 from mpiprop.picard.window import Window
 from mpiprop.run.stage import Stage
 from mpiprop.run.outputs import frames
-from mpiprop.transport.base import Serial
+from mpiprop.transport.serial import Serial
 
 TOY = ("prompt=a red ball", "stages.0.terms.0.views.batch=2", "stages.0.terms.0.views.size=16", "stages.0.terms.0.penalties={}",
        "stages.0.terms.0.guidance={use: 'SDS', prior: {use: 'ClosedForm'}, "

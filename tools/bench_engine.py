@@ -42,6 +42,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
+    from mpiprop import transport
     from mpiprop.core.memory import recycle_large_blocks
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.picard import threshold
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from mpiprop.optim.optimisers import Adam
     from mpiprop.optim.rollout import Rollout
     from mpiprop.picard.window import Window
-    from mpiprop.transport.base import Serial
+    from mpiprop.transport.base import End
     from mpiprop.transport.world import World
 
     torch.set_num_threads(1)
@@ -71,15 +72,10 @@ def run(args: argparse.Namespace) -> None:
             return Drift(self.grad, {}, perf_counter() - start)
 
     world = World.open()
-    if world.size > 1:
-        from mpiprop.transport.groups import attend, lead
-        here, faults = torch.device("cpu"), {"patience": 60.0, "go_on": False}
-        if world.rank:
-            attend(world, here, args.shards, lambda: False, Emulated(), layout, **faults)
-            return
-        transport = lead(world, here, args.shards, lambda: False, **faults, say=print)
-    else:
-        transport = Serial(Emulated(), lambda: False)
+    unit = Emulated() if world.rank or world.size == 1 else None
+    service = transport.connect(world, unit, layout, torch.device("cpu"), lambda: False, shards=args.shards, patience=60.0)
+    if isinstance(service, End):
+        return
 
     workers = max(1, -(-(args.ranks - 1) // args.shards))
     p, T = args.window or workers, args.steps
@@ -99,15 +95,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.ranks} ranks, {workers} groups of {args.shards}, window {p}, D {D:,}, {args.seconds} s an evaluation, "
           f"{T} steps\n"
           "slide   tau  stride  seconds  evaluating  rollout  outside", flush=True)
-    for window in propel(window, transport, h_dagger, p=p, T=T, threshold=rule, predict=optimiser.predict):
+    for window in propel(window, service, h_dagger, p=p, T=T, threshold=rule, predict=optimiser.predict):
         now = perf_counter()
-        rows.append((now - clock, transport.busy.since(clock)[1], in_rollout[0]))
+        rows.append((now - clock, service.busy.since(clock)[1], in_rollout[0]))
         in_rollout[0], clock = 0.0, now
         seconds, evaluating, rolled = rows[-1]
         print(f"{window.k:5d} {window.x.tau:5d} {window.stride:7d} {seconds:8.3f} {evaluating:11.3f} {rolled:8.3f}"
               f" {seconds - evaluating:8.3f}", flush=True)
-    if args.ranks > 1:
-        transport.close(0)
+    service.close(0)
 
     total, evaluating, rolled = (sum(column) for column in zip(*rows))
     K = len(rows)

@@ -1,11 +1,11 @@
-"""What travels between ranks and what is carried from step to step, as values.
+"""The values that travel between ranks and from step to step: layouts, parameters, gradients and states.
 
-Letters: D trained numbers, L = D + the numbers that ride along with them (occupancy grids and the like), N points of a cloud
-(0 where the shape is none), which may be others and more or fewer from one theta to the next.
+Letters: D trained numbers, L = D + the numbers that are stored with them but not trained (occupancy grids and the like), N
+points of a cloud (0 where there is none). N may differ from one theta to the next.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -14,18 +14,16 @@ from torch import Tensor
 
 from mpiprop.core import ancestry
 
-POINTS = "geometry."  # where there are points, entries of such names have a row for each
-MEASURED = 2  # numbers measured of each point while a gradient is evaluated
-
 
 @dataclass(frozen=True)
 class Entry:
-    """One named array inside a flat vector; `group` is its learning-rate group, empty for what rides along."""
+    """One named array inside a flat vector."""
 
     name: str
     shape: tuple[int, ...]
     offset: int
-    group: str = ""
+    group: str = ""  # learning-rate group; empty for what is not trained
+    per_point: bool = False  # whether the first axis counts the points of a cloud
 
     @property
     def numel(self) -> int:
@@ -38,9 +36,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a flat vector: trained entries first, by group, then what rides along.
+    """How to read a flat vector: trained entries first, group by group, then the entries that are not trained.
 
-    A group may consist of n lanes, equal parts one after another, of which step tau advances number tau mod n alone.
+    A group may consist of n lanes, equal parts one after another, of which step tau advances lane tau mod n alone.
     """
 
     entries: tuple[Entry, ...]
@@ -51,45 +49,50 @@ class Layout:
 
     @classmethod
     def of(cls, trained: Iterable[tuple[str, tuple[int, ...], str]], riding: Iterable[tuple[str, tuple[int, ...]]] = (),
-           lanes: Mapping[str, int] | None = None, N: int = 0) -> "Layout":
-        """The layout of (name, shape, group) trained entries, grouped contiguously, and (name, shape) riding ones, which no
-        cloud of points has."""
+           lanes: Mapping[str, int] | None = None, per_point: Collection[str] = ()) -> "Layout":
+        """Lay out arrays one after another, those of a group side by side.
+
+        trained: name, shape and group of each trained array
+        riding: name and shape of each array that is not trained
+        lanes: number of lanes of each group that has more than one
+        per_point: names of the arrays that have one row for each point of a cloud
+        """
         trained = list(trained)
-        order = {group: i for i, group in enumerate(dict.fromkeys(g for _, _, g in trained))}
-        entries, offset = [], 0
-        for name, shape, group in sorted(trained, key=lambda entry: order[entry[2]]):
-            entries.append(Entry(name, tuple(shape), offset, group))
+        order = {group: i for i, group in enumerate(dict.fromkeys(group for *_, group in trained))}
+        entries: list[Entry] = []
+        offset = 0
+        for name, shape, group in (*sorted(trained, key=lambda entry: order[entry[2]]),
+                                   *((name, shape, "") for name, shape in riding)):
+            entries.append(Entry(name, tuple(shape), offset, group, name in per_point))
             offset += prod(shape)
-        D = offset
-        for name, shape in riding:
-            entries.append(Entry(name, tuple(shape), offset))
-            offset += prod(shape)
+        D = sum(entry.numel for entry in entries if entry.group)
+        N = next((entry.shape[0] for entry in entries if entry.per_point), 0)
         return cls(tuple(entries), D, offset, {group: n for group, n in (lanes or {}).items() if n > 1}, N)
 
     def of_points(self, N: int) -> "Layout":
-        """The same for N points."""
+        """The same layout for N points."""
         if N == self.N:
             return self
-        return Layout.of([(e.name, (N, *e.shape[1:]) if e.name.startswith(POINTS) else e.shape, e.group)
-                          for e in self.entries], lanes=self.lanes, N=N)
+        shapes = [(N, *entry.shape[1:]) if entry.per_point else entry.shape for entry in self.entries]
+        return Layout.of([(e.name, shape, e.group) for e, shape in zip(self.entries, shapes) if e.group],
+                         [(e.name, shape) for e, shape in zip(self.entries, shapes) if not e.group],
+                         self.lanes, {entry.name for entry in self.entries if entry.per_point})
 
     def of_length(self, L: int) -> "Layout":
-        """The same for as many points as L numbers are of."""
+        """The same layout for the number of points that makes a vector L numbers long."""
         if L == self.L:
             return self
-        each = sum(e.numel // self.N for e in self.entries if e.name.startswith(POINTS))
+        each = sum(prod(entry.shape[1:]) for entry in self.entries if entry.per_point)
         return self.of_points(self.N + (L - self.L) // each)
 
     def gather_points(self, flat: Tensor, rows: Tensor) -> Tensor:
-        """Of `flat`, [D] and then any numbers of [N] each, or these alone, the same for the points `rows` [M]; zeros where a
-        row is -1."""
-        rows = rows.to(flat.device)
-        absent, rows, head = rows < 0, rows.clamp(min=0), self.D if len(flat) >= self.D else 0
+        """Gather the given point rows of a vector [D] of trained numbers, moments or gradients.
 
-        def some(values: Tensor) -> Tensor:
-            return values.index_select(0, rows).masked_fill_(absent.view(-1, *(1,) * (values.ndim - 1)), 0).reshape(-1)
-        parts = [some(flat[e.span].view(e.shape)) if e.name.startswith(POINTS) else flat[e.span] for e in self.entries if head]
-        return torch.cat(parts + [some(each) for each in flat[head:].view(-1, self.N)])
+        rows: [M], indices of points; rows of -1 give zeros
+        Returns a vector for M points; numbers that belong to no point are copied.
+        """
+        return torch.cat([gather_rows(flat[entry.span].view(entry.shape), rows).reshape(-1) if entry.per_point
+                          else flat[entry.span] for entry in self.entries if entry.group])
 
     @property
     def groups(self) -> dict[str, slice]:
@@ -122,19 +125,33 @@ class Layout:
         return next(entry.name for entry in self.entries if entry.span.start <= index < entry.span.stop)
 
     def to_json(self) -> str:
+        per_point = [entry.name for entry in self.entries if entry.per_point]
         return json.dumps({"D": self.D, "L": self.L, "entries": [[e.name, e.shape, e.offset, e.group] for e in self.entries],
-                           **({"lanes": self.lanes} if self.lanes else {}), **({"N": self.N} if self.N else {})})
+                           **({"lanes": self.lanes} if self.lanes else {}),
+                           **({"N": self.N, "per_point": per_point} if per_point else {})})
 
     @classmethod
     def from_json(cls, text: str) -> "Layout":
         record = json.loads(text)
-        entries = tuple(Entry(name, tuple(shape), offset, group) for name, shape, offset, group in record["entries"])
-        return cls(entries, record["D"], record["L"], record.get("lanes", {}), record.get("N", 0))
+        N = record.get("N", 0)
+        per_point = record.get("per_point")
+        if per_point is None:  # version 0.1.0 did not write it: in a cloud all arrays of the geometry had a row for each point
+            per_point = [name for name, *_ in record["entries"] if N and name.startswith("geometry.")]
+        entries = tuple(Entry(name, tuple(shape), offset, group, name in per_point)
+                        for name, shape, offset, group in record["entries"])
+        return cls(entries, record["D"], record["L"], record.get("lanes", {}), N)
+
+
+def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Gather rows [M] of values [N, ...]; rows of -1 give zeros."""
+    rows = rows.to(values.device)
+    absent = (rows < 0).view(-1, *(1,) * (values.ndim - 1))
+    return values.index_select(0, rows.clamp(min=0)).masked_fill_(absent, 0)
 
 
 @dataclass(frozen=True)
 class Theta:
-    """One point of parameter space. Its numbers are never changed once it exists."""
+    """One point of parameter space. Its tensors are shared and never changed."""
 
     flat: Tensor  # [L] float32
     layout: Layout
@@ -146,54 +163,75 @@ class Theta:
         return self.flat[: self.layout.D]
 
     def rows(self, other: "Theta") -> Tensor | None:
-        """For each point of `other` the row here that tells most of it (ancestry.rows); None where they have the same points,
-        or are no clouds."""
-        if self.ancestry is other.ancestry or torch.equal(self.ancestry[:, 0], other.ancestry[:, 0]):
+        """For each point of `other` the row of its nearest relative here (core.ancestry.rows); None where both have the same
+        points, or none."""
+        if self.ancestry is None or other.ancestry is None or self.ancestry is other.ancestry:
+            return None
+        if torch.equal(self.ancestry[:, 0], other.ancestry[:, 0]):
             return None
         return ancestry.rows(other.ancestry, self.ancestry)
 
+    def gather_points(self, rows: Tensor, ids: Tensor) -> "Theta":
+        """The theta of these point rows [M], whose ancestries are `ids` [M, A]; rows of -1 give zeros."""
+        flat = torch.cat([self.layout.gather_points(self.trained, rows), self.flat[self.layout.D:]])
+        return Theta(flat, self.layout.of_points(len(rows)), ids)
+
     def read_as(self, other: "Theta") -> "Theta":
-        """This theta on the points of `other`, whose own numbers stand in for points not related to any here."""
+        """This theta on the points of `other`; points without a relative here keep the numbers of `other`."""
         if (rows := self.rows(other)) is None:
             return self
-        flat = self.layout.gather_points(self.flat, rows)
-        known = self.layout.gather_points(torch.ones_like(self.flat), rows) if (rows < 0).any() else None
-        return Theta(flat if known is None else torch.where(known > 0, flat, other.flat), other.layout, other.ancestry)
+        found = self.gather_points(rows, other.ancestry)
+        if (rows < 0).any():
+            known = replace(self, flat=torch.ones_like(self.flat)).gather_points(rows, other.ancestry)
+            found = replace(found, flat=torch.where(known.flat > 0, found.flat, other.flat))
+        return found
 
 
 @dataclass(frozen=True)
 class Drift:
-    """s(theta_tau): the gradient of one step, and what it cost.
+    """s(theta_tau): the gradient of one step, what was measured on the way, and what it cost.
 
-    In clouds of points the gradient is followed by what was measured of each point: how far the loss of each view wants it
-    moved on the screen, summed over the views that see it [N], and how many those are [N]. Like the gradient it adds up
-    over parts of a batch.
+    Gradients, statistics and scalars of the parts of a batch add up to those of the batch.
     """
 
-    grad: Tensor  # [D + 2 N] float32
+    grad: Tensor  # [D] float32
     scalars: Mapping[str, float] = field(default_factory=dict)  # losses by name, for the log only
     seconds: float = 0.0  # of evaluation, where it was evaluated
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [N] each: measurements of the points of a cloud
+
+    def clone(self) -> "Drift":
+        """The same drift in memory of its own."""
+        return replace(self, grad=self.grad.clone(), statistics={name: values.clone() for name, values
+                                                                 in self.statistics.items()})
 
     def read_as(self, evaluated: Theta, wanted: Theta) -> "Drift":
-        """The drift of `evaluated`, on the points of `wanted`; zero for points not related to any there."""
-        rows = evaluated.rows(wanted)
-        return self if rows is None else replace(self, grad=evaluated.layout.gather_points(self.grad, rows))
+        """The drift at `evaluated`, on the points of `wanted`; zero for points without a relative."""
+        if (rows := evaluated.rows(wanted)) is None:
+            return self
+        return replace(self, grad=evaluated.layout.gather_points(self.grad, rows),
+                       statistics={name: gather_rows(values, rows) for name, values in self.statistics.items()})
 
 
 @dataclass(frozen=True)
 class State:
-    """x_tau: all that h-dagger needs to go on from step tau."""
+    """x_tau: everything that h_dagger needs to go on from step tau."""
 
     tau: int
     theta: Theta
-    slots: Mapping[str, Tensor] = field(default_factory=dict)  # optimiser moments [D], statistics of points [2 N]
+    slots: Mapping[str, Tensor] = field(default_factory=dict)  # [D] each: moments of the optimiser
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [N] each: sums of the drifts' statistics
 
     def copy(self) -> "State":
-        """The same state with moments of its own (thetas are immutable and shared)."""
-        return State(self.tau, self.theta, {name: slot.clone() for name, slot in self.slots.items()})
+        """The same state with moments of its own; everything else is never changed, and shared."""
+        return replace(self, slots={name: slot.clone() for name, slot in self.slots.items()})
+
+    def gather_points(self, theta: Theta, rows: Tensor) -> "State":
+        """This state at `theta`, whose points are the rows [M] of this one's; rows of -1 begin with zeros."""
+        return replace(self, theta=theta,
+                       slots={name: self.theta.layout.gather_points(slot, rows) for name, slot in self.slots.items()},
+                       statistics={name: gather_rows(values, rows) for name, values in self.statistics.items()})
 
     def read_as(self, theta: Theta) -> "State":
-        """This state at `theta` instead: moments on its points."""
+        """This state at `theta` instead: moments and statistics on its points."""
         rows = self.theta.rows(theta)
-        return replace(self, theta=theta) if rows is None else replace(self, theta=theta, slots={
-            name: self.theta.layout.gather_points(slot, rows) for name, slot in self.slots.items()})
+        return replace(self, theta=theta) if rows is None else self.gather_points(theta, rows)

@@ -48,7 +48,8 @@ class ComputationUnit:
         """The drift, or of several parts of the batch that part's share: gradients and losses of all parts add up."""
         start = perf_counter()
         self.scene.load(theta, tau)
-        self.scene.grad.zero_()
+        for total in (self.scene.grad, *self.scene.statistics.values()):
+            total.zero_()
         scalars: dict[str, float] = {}
         for term in self.terms:
             rng = Streams(self.seed, tau).of(self.stage).of(term.name)
@@ -70,10 +71,10 @@ class ComputationUnit:
                 self.scene.measure(image.screen, batch, views.size)
             scalars |= {name: share * value for name, value in told.items()}
         self._refuse_non_finite(tau, scalars)
-        return Drift(self.scene.grad, scalars, perf_counter() - start)
+        return Drift(self.scene.grad, scalars, perf_counter() - start, self.scene.statistics)
 
     def _refuse_non_finite(self, tau: int, scalars: Mapping[str, float]) -> None:
-        grad = self.scene.grad[:self.scene.layout.D]
+        grad = self.scene.grad
         if all(isfinite(bound) for bound in torch.stack(grad.aminmax()).tolist()):
             return
         where = self.scene.layout.name_at(int((~grad.isfinite()).nonzero()[0]))

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mpiprop.core import ancestry
 from mpiprop.core.streams import Streams
-from mpiprop.core.theta import MEASURED, Layout, Theta
+from mpiprop.core.theta import Layout, Theta
 from mpiprop.priors.lora import Lora
 from mpiprop.render.base import Renderer
 from mpiprop.shapes.base import Shape
 from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.clouds.densify import MOVES, VIEWS
 from mpiprop.shapes.fields.base import Field
 from mpiprop.shapes.surfaces.base import Skin
 from mpiprop.views.cameras import Image, Screen, Views
@@ -47,16 +48,17 @@ class Scene:
         """Lays the gradient out like `layout`, whose entries say where each tensor's numbers are."""
         self.layout = layout
         self._seats = [(self._tensors[entry.name], entry) for entry in layout.entries]
-        self.grad = torch.zeros(layout.D + MEASURED * layout.N, device=self.device)
+        self.grad = torch.zeros(layout.D, device=self.device)
+        self.statistics = {name: torch.zeros(layout.N, device=self.device) for name in (MOVES, VIEWS) if layout.N}
 
     def theta(self) -> Theta:
         """A copy of the present numbers, of which the shape may have more or fewer than before."""
-        N = len(self.shape.splats().means) if isinstance(self.shape, Cloud) else 0
+        per_point = dict(self.shape.named_parameters(prefix="geometry")) if isinstance(self.shape, Cloud) else ()
         layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
                            [(name, tuple(b.shape)) for name, b in self._riding],
-                           {"lora": len(self.lora.lanes)} if self.lora else {}, N)
+                           {"lora": len(self.lora.lanes)} if self.lora else {}, per_point)
         flat = torch.cat([self._tensors[entry.name].detach().reshape(-1) for entry in layout.entries])
-        return Theta(flat, layout, ancestry.roots(N) if N else None)
+        return Theta(flat, layout, ancestry.roots(layout.N) if per_point else None)
 
     def load(self, theta: Theta, tau: int) -> "Scene":
         """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
@@ -70,11 +72,12 @@ class Scene:
         return self
 
     def measure(self, screen: Screen, batch: int, size: tuple[int, int]) -> None:
-        """Adds to what follows the gradient what `screen` tells of each point (see core.theta.Drift): in half images, of the
-        loss of each view alone, of which the loss is the mean over the batch."""
+        """Adds to the statistics what `screen` tells of each point: of the loss of each view alone, of which the loss is the
+        mean over the batch."""
         half = screen.means.new_tensor([size[1] / 2, size[0] / 2])
         moves = (screen.means.grad * half).norm(dim=-1) * batch * screen.visible
-        self.grad[self.layout.D:].view(MEASURED, -1).add_(torch.stack([moves.sum(0), screen.visible.sum(0).to(moves)]))
+        self.statistics[MOVES] += moves.sum(0)
+        self.statistics[VIEWS] += screen.visible.sum(0)
 
     def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
         """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""

@@ -51,7 +51,7 @@ class Optimiser:
         for group, eta in self._rates(x.tau):
             span, count = theta.layout.turns(group, x.tau)[0]
             self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], count, eta)
-        return State(x.tau + 1, theta, x.slots)
+        return replace(x, tau=x.tau + 1, theta=theta)
 
     def predict(self, x: State, n: int) -> Iterator[Theta]:
         """Guesses for the n steps after x if the averages stayed as they are: a straight line along the momentum."""

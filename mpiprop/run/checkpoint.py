@@ -22,8 +22,9 @@ from mpiprop.run.checkpoint_file import reading, verify
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.theta import Layout, State, Theta
 from mpiprop.picard.window import Window
+from mpiprop.shapes.clouds.densify import MOVES, VIEWS
 
-FORMAT = 1
+FORMAT, READS = 2, (1, 2)  # 1: written by version 0.1.0
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ def _write(disk: Disk, checkpoint: Checkpoint) -> None:
 
     x = checkpoint.window.x
     vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
+               **{f"x/statistics/{name}": values for name, values in x.statistics.items()},
                **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
-    ancestry = x.theta.ancestry
-    if ancestry is not None:
-        vectors["x/slots/points"] = ancestry
-    for j, theta in enumerate(checkpoint.window.guess):
-        if theta.ancestry is not ancestry:  # from this step on
-            vectors[f"points/{j:03d}"] = ancestry = theta.ancestry
+    last = None
+    for name, theta in {"x/ancestry": x.theta, **{f"ancestry/{j:03d}": theta
+                                                  for j, theta in enumerate(checkpoint.window.guess)}}.items():
+        if theta.ancestry is not last:  # that of the steps before holds on
+            vectors[name] = last = theta.ancestry
     texts = {"mpiprop": __version__, "stage": checkpoint.stage, "config": checkpoint.config,
              "vectors": " ".join(vectors)}  # the last: what must be there when the file is read
     with h5py.File(disk, "w", libver="latest") as file:
@@ -123,21 +124,27 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
     with reading(path), h5py.File(path, "r") as file:
         attrs = {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
-        if attrs.get("format") != FORMAT:
-            raise UserError(f"{path}: checkpoint format {attrs.get('format')}, this mpiprop {__version__} reads {FORMAT}")
+        if attrs.get("format") not in READS:
+            raise UserError(f"{path}: checkpoint format {attrs.get('format')}, this mpiprop {__version__} reads "
+                            f"{' and '.join(map(str, READS))}")
         layout = Layout.from_json(file["x/layout"][()].decode())
         names = attrs["vectors"].split()
-        slots = {name.removeprefix("x/slots/"): _get(file[name], device) for name in names if name.startswith("x/slots/")}
-        ancestry = slots.pop("points").cpu() if layout.N else None
-        theta, guess = Theta(_get(file["x/flat"], device), layout, ancestry), []
+        slots, statistics = ({name.removeprefix(part): _get(file[name], device) for name in names if name.startswith(part)}
+                             for part in ("x/slots/", "x/statistics/"))
+        points = {name: _get(file[name], "cpu") for name in names if name.startswith(("x/ancestry", "ancestry/"))}
+        if attrs["format"] == 1 and layout.N:
+            points = {"x/ancestry": slots.pop("points").cpu(), **{name.replace("points", "ancestry"): _get(file[name], "cpu")
+                                                                  for name in names if name.startswith("points/")}}
+            statistics = dict(zip((MOVES, VIEWS), slots.pop("seen").view(2, -1)))
+        ids = points.get("x/ancestry")
+        theta, guess = Theta(_get(file["x/flat"], device), layout, ids), []
         for name in (name for name in names if name.startswith("guess/")):
-            other = name.replace("guess", "points")
-            ancestry = _get(file[other], "cpu") if other in names else ancestry
-            guess.append(Theta(_get(file[name], device), layout.of_points(len(ancestry)) if layout.N else layout, ancestry))
+            ids = points.get(name.replace("guess", "ancestry"), ids)
+            guess.append(Theta(_get(file[name], device), layout if ids is None else layout.of_points(len(ids)), ids))
         if theta.flat.numel() != layout.L:
             raise UserError(f"{path}: damaged: /x/flat holds {theta.flat.numel()} numbers, its layout {layout.L}")
-        return Checkpoint(Window(State(int(attrs["tau"]), theta, slots), tuple(guess), float(attrs["e"]), int(attrs["k"])),
-                          attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),
+        window = Window(State(int(attrs["tau"]), theta, slots, statistics), tuple(guess), float(attrs["e"]), int(attrs["k"]))
+        return Checkpoint(window, attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),
                           attrs["mpiprop"])
 
 

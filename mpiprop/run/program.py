@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mpiprop import transport
 from mpiprop.run import checkpoint, folders, inputs, preemption
 from mpiprop.config import loader
 from mpiprop.config.loader import Run
@@ -19,8 +20,7 @@ from mpiprop.core.memory import recycle_large_blocks
 from mpiprop.run.driver import Drive
 from mpiprop.run.preflight import checks
 from mpiprop.run.stage import Stage
-from mpiprop.transport.base import Serial
-from mpiprop.transport.sharded import Shared
+from mpiprop.transport.base import End
 from mpiprop.transport.world import World
 from mpiprop.views.reference import Reference
 
@@ -138,22 +138,15 @@ class Program:
         embeddings = world.together(stage.embeddings, by=1)
         evaluates = world.size == 1 or not world.root
         unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
-        shards, faults = stage.config.window.shards, {"patience": run.patience_s, "go_on": run.faults == "continue"}
-
-        def stopped() -> bool:
-            return bool(preemption.asked())
         preemption.hold()
-        if world.size == 1:
-            transport = Serial(unit if shards == 1 else Shared(unit, shards), stopped)
-        else:
-            from mpiprop.transport.groups import attend, lead
-            if not world.root:
-                told = attend(world, self.device, shards, stopped, unit, layout, **faults)
-                return self._after(told["code"], told["shrink"])
-            transport = lead(world, self.device, shards, stopped, **faults, say=self.log.say)
+        service = transport.connect(world, unit, layout, self.device, lambda: bool(preemption.asked()),
+                                    shards=stage.config.window.shards,
+                                    patience=run.patience_s, go_on=run.faults == "continue", say=self.log.say)
+        if isinstance(service, End):
+            return self._after(service.code, service.shrink)
         code = FAILED
         try:
-            code = drive(transport)
+            code = drive(service)
         except Preempted:
             code = PREEMPTED
         except (UserError, RunError) as error:
@@ -164,7 +157,7 @@ class Program:
                          error=True)
             self.log.note(traceback.format_exc())
         finally:
-            shrink = transport.close(code)
+            shrink = service.close(code)
         return self._after(code, shrink)
 
     def _after(self, code: int | None, shrink: bool) -> int | None:

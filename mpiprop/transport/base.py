@@ -1,32 +1,62 @@
-"""How s(theta, tau) reaches whoever evaluates it: the in-process transport, and what every transport offers."""
+"""What every transport offers, and what it needs: protocols, and the measurement of evaluation times."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from time import perf_counter
+from dataclasses import dataclass
+from time import perf_counter, sleep
 from typing import Protocol
 
-from mpiprop.core.errors import Preempted
 from mpiprop.core.theta import Drift, Theta
+from mpiprop.picard.window import Promise
 
 
 class Unit(Protocol):
-    """What evaluates: the drift of theta at tau, in a buffer that the next call may overwrite.
+    """Evaluates the drift of theta at step tau, or part number `part` of `parts` of it; the drifts of all parts add up.
 
-    Of several parts of the batch it is that part's share: the parts' drifts add up to the batch's.
+    The result is a pure function of its arguments. Its tensors belong to the unit and are valid until the next call: a
+    transport clones or sends them before. Raises UserError or RunError where the step cannot be evaluated.
     """
 
     def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Drift: ...
 
 
-class Transport(Protocol):
-    """A parallel s, and the time it was evaluating."""
+Batch = Callable[[Theta, int], Drift]
+"""Evaluates the drift of a whole batch, with the rules of a Unit."""
 
-    busy: "Busy"
+
+class Transport(Protocol):
+    """Evaluates steps on other ranks, or in this process: the parallel s of the algorithm.
+
+    A new backend is one module with such a class and its serving loop, and one branch in `transport.connect`. Drifts are pure
+    functions of (theta, tau), so a backend may evaluate a step on any rank, in any order, and again after a rank was lost.
+    """
+
+    busy: "Busy"  # to which the transport adds every evaluation that ended
     ranks: int  # of the job
 
-    def __call__(self, theta: Theta, tau: int): ...
-    def asked(self) -> bool: ...
-    def close(self, code: int | None) -> bool: ...
+    def __call__(self, theta: Theta, tau: int) -> Promise:
+        """Hand out a step and return at once. Never raises: whatever goes wrong is raised by `result`.
+
+        The transport keeps theta until the step is evaluated. `result` waits for the drift, which lives as long as the promise
+        or the caller holds it. It raises Preempted once `asked` is true, Lost where no rank is left to evaluate, or the error
+        that a rank reported.
+        """
+
+    def asked(self) -> bool:
+        """Whether this rank or another one has been told to leave."""
+
+    def close(self, code: int | None) -> bool:
+        """End the service: every other rank gets `code`, the exit code of the run, or None where another stage follows.
+
+        Returns whether ranks were lost, so that the job goes on without them.
+        """
+
+
+@dataclass(frozen=True)
+class End:
+    """What root tells the ranks that served it when it closes the transport."""
+
+    code: int | None  # exit code of the run; None: another stage follows
+    shrink: bool  # whether ranks were lost
 
 
 class Busy:
@@ -50,40 +80,15 @@ class Busy:
         return count, total
 
 
-@dataclass
-class Deferred:
-    """A drift evaluated in this process when it is first asked for."""
+def patiently(done: Callable[[], bool], until: float = float("inf")) -> bool:
+    """Poll `done` until it holds, with growing naps of up to 1 ms; False if the clock passes `until` first.
 
-    transport: "Serial"
-    theta: Theta
-    tau: int
-    drift: Drift | None = None
-
-    def result(self) -> Drift:
-        if self.transport.asked():
-            raise Preempted
-        if self.drift is None:
-            drift = self.transport.unit(self.theta, self.tau)
-            self.transport.busy.add(drift.seconds)
-            self.drift = replace(drift, grad=drift.grad.clone())
-        return self.drift
-
-
-class Serial:
-    """Everything in one process, one evaluation after the other; the bits that every other transport must give."""
-
-    ranks = 1
-
-    def __init__(self, unit: Unit, stopped: Callable[[], bool]) -> None:
-        self.unit, self.stopped, self.busy = unit, stopped, Busy()
-
-    def __call__(self, theta: Theta, tau: int) -> Deferred:
-        return Deferred(self, theta, tau)
-
-    def asked(self) -> bool:
-        """Whether this process has been told to leave."""
-        return self.stopped()
-
-    def close(self, code: int | None) -> bool:
-        """Nobody else is to be sent home, nobody is missing."""
-        return False
+    Ranks that wait leave the cores to those that work, and signal handlers run.
+    """
+    nap = 2e-5
+    while not done():
+        if perf_counter() > until:
+            return False
+        sleep(nap)
+        nap = min(2 * nap, 1e-3)
+    return True

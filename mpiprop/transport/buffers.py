@@ -6,30 +6,27 @@ real exchange of device memory proves it before the run depends on it.
 
 import ctypes
 import os
+from typing import Any
 
 import torch
 from mpi4py import MPI
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
+from mpiprop.transport.messages import PAYLOAD
 
-PAYLOAD = 9
 PROOF = 1 << 18  # numbers; large enough for the protocol of long messages
 
 
 class Wire:
-    """One rank's vectors, coming and going.
+    """Sends and receives the vectors of one rank."""
 
-    Receives go into buffers that were given back: fresh memory costs several times what the copy does.
-    """
-
-    def __init__(self, comm: MPI.Comm, device: torch.device, cuda_aware: bool) -> None:
+    def __init__(self, comm: Any, device: torch.device, cuda_aware: bool) -> None:
         self.comm, self.device = comm, device
         self.staged = device.type == "cuda" and not cuda_aware
-        self.spare: list[Tensor] = []
 
-    def send(self, vector: Tensor, rank: int) -> tuple[MPI.Request, object]:
-        """A send begun, and what must stay alive until it is done."""
+    def send(self, vector: Tensor, rank: int) -> tuple[Any, object]:
+        """Begin to send; the request, and what must stay alive and unchanged until it is done."""
         vector = vector.detach()
         if self.staged:
             vector = torch.empty(vector.shape, pin_memory=True).copy_(vector)
@@ -37,14 +34,12 @@ class Wire:
             torch.cuda.current_stream(self.device).synchronize()  # MPI knows nothing of streams
         return self.comm.Isend([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector
 
-    def receive(self, n: int, rank: int) -> tuple[MPI.Request, Tensor]:
-        """A receive begun of n numbers, and where they will be; give that back to `spare` when nobody reads it any more."""
-        fitting = (i for i, vector in enumerate(self.spare) if len(vector) == n)
-        if (i := next(fitting, None)) is not None:
-            vector = self.spare.pop(i)
-        else:
-            self.spare.clear()  # of another length: clouds of points grow
-            vector = torch.empty(n, pin_memory=True) if self.staged else torch.empty(n, device=self.device)
+    def receive(self, n: int, rank: int) -> tuple[Any, Tensor]:
+        """Begin to receive n numbers; the request, and the memory where they will be, which belongs to the caller.
+
+        Freed blocks are used again: by the C library as core.memory sets it, and by CUDA's allocators.
+        """
+        vector = torch.empty(n, pin_memory=True) if self.staged else torch.empty(n, device=self.device)
         if self.device.type == "cuda" and not self.staged:
             torch.cuda.current_stream(self.device).synchronize()  # kernels may still read the memory
         return self.comm.Irecv([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector

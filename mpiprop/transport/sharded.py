@@ -1,44 +1,60 @@
-"""One step's batch in parts: by the ranks of a group side by side, or in turn by one rank, with the same bits.
+"""One step's batch in shards: by the ranks of a group side by side, or in turn by one rank, with the same bits.
 
-Each part is a share of the views; the sum of the parts' gradients, taken in their order, is the batch's. It differs from
+Each shard is a share of the views; the sum of the shards' gradients, taken in their order, is the batch's. It differs from
 that of the undivided batch by rounding alone, and not at all between one group and another.
 """
 
+from collections.abc import Sized
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mpiprop.core.errors import Lost
 from mpiprop.core.theta import Drift, Theta
+from mpiprop.picard.window import Promise
 from mpiprop.transport.base import Unit
 
-if TYPE_CHECKING:
-    from mpiprop.transport.mpi import Request, Mpi
+
+class Helpers(Protocol):
+    """Other ranks that evaluate parts of a step."""
+
+    workers: Sized  # those that are left
+
+    def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Promise: ...
+
+    def deliver(self) -> None:
+        """Wait until what was handed out has been sent."""
 
 
-class Shared:
-    """The unit of whoever answers for a whole batch, with the help of the workers of `fan` if there is one."""
+class Sharded:
+    """Evaluates a batch in shards and sums them, with the help of other ranks if there are any."""
 
-    def __init__(self, unit: Unit, parts: int, fan: "Mpi | None" = None) -> None:
-        self.unit, self.parts, self.fan = unit, parts, fan
+    def __init__(self, unit: Unit, shards: int, helpers: Helpers | None = None) -> None:
+        self.unit, self.shards, self.helpers = unit, shards, helpers
 
     def __call__(self, theta: Theta, tau: int) -> Drift:
-        """The batch's drift, in a buffer of its own; its losses are the sums of the parts'."""
+        """The drift of the whole batch, in memory of its own."""
         start = perf_counter()
-        hands = 1 + (len(self.fan.workers) if self.fan else 0)
-        given = {i: self.fan(theta, tau, i, self.parts) for i in range(self.parts) if i % hands}
-        if given:
-            self.fan.deliver()
-        grad, scalars = None, {}
-        for i in range(self.parts):
-            drift = self._helped(given[i], theta, tau, i) if i in given else self.unit(theta, tau, i, self.parts)
-            grad = drift.grad.clone() if grad is None else grad.add_(drift.grad)
+        ranks = 1 + (len(self.helpers.workers) if self.helpers else 0)
+        given: dict[int, Promise] = {}
+        if self.helpers:
+            given = {i: self.helpers(theta, tau, i, self.shards) for i in range(self.shards) if i % ranks}
+            self.helpers.deliver()
+        total = self._shard(0, theta, tau, given).clone()
+        scalars = dict(total.scalars)
+        for i in range(1, self.shards):
+            drift = self._shard(i, theta, tau, given)
+            total.grad.add_(drift.grad)
+            for name, values in drift.statistics.items():
+                total.statistics[name].add_(values)
             scalars |= {name: scalars.get(name, 0.0) + value for name, value in drift.scalars.items()}
-        return Drift(grad, scalars, perf_counter() - start)
+        return Drift(total.grad, scalars, perf_counter() - start, total.statistics)
 
-    def _helped(self, promise: "Request", theta: Theta, tau: int, i: int) -> Drift:
-        try:
-            return promise.result()
-        except Lost:
-            if self.fan.workers:
-                raise
-            return self.unit(theta, tau, i, self.parts)  # nobody is left to help
+    def _shard(self, i: int, theta: Theta, tau: int, given: dict[int, Promise]) -> Drift:
+        """Shard i, from the helper that it was given to, or evaluated here."""
+        if i in given:
+            try:
+                return given.pop(i).result()
+            except Lost:
+                if self.helpers and self.helpers.workers:
+                    raise
+        return self.unit(theta, tau, i, self.shards)  # mine, or nobody is left to help

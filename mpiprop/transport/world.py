@@ -18,6 +18,7 @@ import torch
 
 from mpiprop.core.errors import FAILED, RunError, UserError, coded, exit_code
 from mpiprop.core.launcher import launched, launched_ranks
+from mpiprop.transport.base import patiently
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,6 @@ class World:
                 error = raised
         if self.size == 1:
             return value
-        from mpiprop.transport.mpi import patiently
-
         patiently(self.comm.Ibarrier().Test)  # the long wait is a polite one
         failures = [failure for failure in self.comm.allgather(self._tell(error)) if failure]
         if failures:

@@ -74,7 +74,7 @@ class Held:
 
 def link(size: int, wanted: str) -> None:
     """On two ranks: a vector of `size` numbers there and back; rank 0 prints how fast, and which way it took."""
-    from mpiprop.transport.mpi import patiently
+    from mpiprop.transport.base import patiently
     from mpiprop.transport.buffers import Wire, cuda_aware
 
     world = World.open()
@@ -87,7 +87,6 @@ def link(size: int, wanted: str) -> None:
         request, got = wire.receive(size, other)
         patiently(request.Test)
         wire.arrived(got)
-        wire.spare.append(got)
 
     def leave() -> None:
         request, _ = wire.send(vector, other)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mpiprop.core import ancestry
 from mpiprop.core.streams import Streams, normal
-from mpiprop.core.theta import MEASURED, POINTS, Drift, Entry, State, Theta
+from mpiprop.core.theta import Drift, Entry, State, Theta
 from mpiprop.geometry.quaternions import rotate
 
-SEEN = "seen"  # the slot of the statistics [2 N]: as the tail of a drift, summed over steps
+MOVES = "moves"  # statistic: norms of the gradient of each view's own loss by the point's place on the screen (half images)
+VIEWS = "views"  # statistic: how many views see the point
 CHILDREN, SHRINK = 2, 1.6  # of a split, and how much smaller they are
 
 
@@ -69,11 +70,11 @@ class Densify:
 
     def start(self, x: State) -> State:
         """The state before the first step, with statistics of no step yet."""
-        return replace(x, slots={**x.slots, SEEN: x.theta.flat.new_zeros(MEASURED * x.theta.layout.N)})
+        return replace(x, statistics={name: x.theta.flat.new_zeros(x.theta.layout.N) for name in (MOVES, VIEWS)})
 
     def measured(self, drift: Drift, x: State) -> State:
         """The state with the measurements of the drift that led to it."""
-        return replace(x, slots={**x.slots, SEEN: x.slots[SEEN] + drift.grad[x.theta.layout.D:]})
+        return replace(x, statistics={name: total + drift.statistics[name] for name, total in x.statistics.items()})
 
     def due(self, tau: int) -> bool:
         """Whether Gaussians change in any way when tau steps are done."""
@@ -96,23 +97,20 @@ def values(x: Theta, name: str) -> Tensor:
 
 def seat(x: Theta, name: str) -> Entry:
     """Where the shape's tensor `name` is."""
-    (entry,) = (entry for entry in x.layout.entries if entry.name == POINTS + name)
+    (entry,) = (entry for entry in x.layout.entries if entry.name == f"geometry.{name}")
     return entry
 
 
 def gathered(x: State, rows: Tensor, ids: Tensor, old: int) -> State:
     """The state of the Gaussians `rows` [M] under the names `ids` [M, A]; all after the first `old` are new."""
-    layout = x.theta.layout
-    theta = Theta(layout.gather_points(x.theta.flat, rows), layout.of_points(len(rows)), ids)
-    rows = rows.where(torch.arange(len(rows)) < old, -1)  # averages of zero
-    return replace(x, theta=theta, slots={name: layout.gather_points(slot, rows) for name, slot in x.slots.items()})
+    rows_before = rows.where(torch.arange(len(rows)) < old, -1)  # new ones begin with averages of zero
+    return x.gather_points(x.theta.gather_points(rows, ids), rows_before)
 
 
 def grown(x: State, rules: Rules, rng: Streams) -> State:
     """The state after those Gaussians whose mean gradient on the screen is as large as the rules say have been cloned, or
     split where they are large. Statistics begin anew."""
-    total, count = x.slots[SEEN].view(MEASURED, -1)
-    mean = (total / count.clamp(min=1)).cpu()
+    mean = (x.statistics[MOVES] / x.statistics[VIEWS].clamp(min=1)).cpu()
     chosen = mean >= rules.gradient
     if len(mean) + int(chosen.sum()) > rules.most:  # those of the largest gradients; of equal ones, the first
         order = torch.where(chosen, mean, -1).sort(descending=True, stable=True).indices
@@ -131,7 +129,7 @@ def grown(x: State, rules: Rules, rng: Streams) -> State:
         scale = values(theta, "scale")[new]
         values(theta, "position")[new] += rotate(values(theta, "rotation")[new], scale.exp() * moved.to(scale.device))
         scale -= log(SHRINK)
-    return replace(y, slots={**y.slots, SEEN: torch.zeros_like(y.slots[SEEN])})
+    return replace(y, statistics={name: torch.zeros_like(total) for name, total in y.statistics.items()})
 
 
 def pruned(x: State, least_opacity: float, largest: float, radius: float) -> State:
@@ -151,8 +149,7 @@ def reset(x: State, opacity: float) -> State:
     theta = Theta(x.theta.flat.clone(), x.theta.layout, x.theta.ancestry.clone())
     values(theta, "opacity").clamp_(max=log(opacity / (1 - opacity)))
     opacities = seat(theta, "opacity").span
-    slots = {name: slot if name == SEEN else slot.clone() for name, slot in x.slots.items()}
-    for name, slot in slots.items():
-        if name != SEEN:
-            slot[opacities] = 0
+    slots = {name: slot.clone() for name, slot in x.slots.items()}
+    for slot in slots.values():
+        slot[opacities] = 0
     return replace(x, theta=theta, slots=slots)
