@@ -32,7 +32,7 @@ PALETTE = torch.stack([matrix(look) for look in LOOKS])
 # ---- views ----
 
 def draw_shots(count: int, generator: torch.Generator) -> Shots:
-    """Returns cameras around an object: any azimuth, elevation in [-15, 50] deg for 75 % and [50, 85] else; light near by."""
+    """Returns cameras around an object: any azimuth, elevation in [-15, 50] deg for 75 % and [50, 85] else."""
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
@@ -44,13 +44,14 @@ def draw_shots(count: int, generator: torch.Generator) -> Shots:
 
 
 def draw_inside(count: int, generator: torch.Generator) -> Shots:
-    """Returns cameras inside a scene that look through its middle: distance 0.1-0.5, elevation in [-5, 25] deg, field of view
-    60-90 deg, light from above them."""
+    """Returns cameras inside a scene that look through its middle: distance 0.1-0.5, elevation in [-5, 25] deg, field of
+    view 60-90 deg, light from above them."""
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
     azimuth, elevation = uniform(-math.pi, math.pi), torch.deg2rad(uniform(-5, 25))
-    light = toward(azimuth, elevation) + torch.tensor([0.0, 0.0, 0.5]) + 0.2 * torch.randn(count, 3, generator=generator)
+    spread = 0.2 * torch.randn(count, 3, generator=generator)
+    light = toward(azimuth, elevation) + torch.tensor([0.0, 0.0, 0.5]) + spread
     return Shots(azimuth, elevation, uniform(0.1, 0.5), torch.deg2rad(uniform(60, 90)),
                  0.05 * torch.randn(count, 3, generator=generator), F.normalize(light, dim=-1), uniform(0.4, 0.55))
 
@@ -67,8 +68,8 @@ def draw_backgrounds(count: int, size: int, generator: torch.Generator) -> Tenso
 
 def traced(tracer: Tracer, shots: Shots) -> Tensor:
     """Returns the layers of views as bytes [N, H, W, layers]."""
-    parts = range(0, len(shots.azimuth), 16)
-    return torch.cat([(tracer.trace(shots[i:i + 16].to(DEVICE), SIZE).values * 255).round().byte().cpu() for i in parts])
+    found = [tracer.trace(shots[i:i + 16].to(DEVICE), SIZE).values for i in range(0, len(shots.azimuth), 16)]
+    return torch.cat([(255 * values).round().byte().cpu() for values in found])
 
 
 def tracer_of(name: str, on_table: bool) -> Tracer:
@@ -76,7 +77,7 @@ def tracer_of(name: str, on_table: bool) -> Tracer:
 
 
 def write_corpus(out: Path) -> None:
-    """Writes out/corpus/NAME.pt: layers as bytes [N, H, W, layers], the angles [N, 2], how many are on a table (the last)."""
+    """Writes out/corpus/NAME.pt: layers as bytes [N, H, W, layers] and the angles [N, 2]; those on a table are the last."""
     (out / "corpus").mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(NAMES):
         path, generator = out / "corpus" / f"{name}.pt", torch.Generator().manual_seed(seed)
@@ -93,6 +94,12 @@ def write_corpus(out: Path) -> None:
         print(f"corpus: {name}", flush=True)
 
 
+def draw_looks(name: Tensor, generator: torch.Generator, seen: bool) -> Tensor:
+    """Returns a random look for each of the names [B]; `seen`: none that is held out for it."""
+    allowed = torch.tensor([[not (seen and look in held_out(name)) for look in LOOKS] for name in NAMES]).float()
+    return torch.multinomial(allowed[name], 1, generator=generator)[:, 0]
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What a batch shows: views [B] of the corpus, looks [B], looks of the tables [B] (-1 where there is none)."""
@@ -107,8 +114,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All views: a file of layers for each name, names [N], rows in their files [N], angles [N, 2], whether on a table [N];
-    every 40th view is kept for tests."""
+    """All views: a file of layers for each name; names [N], rows in their files [N], angles [N, 2], whether on a table
+    [N]; every 40th view is kept for tests."""
 
     files: list[Tensor]
     name: Tensor
@@ -120,21 +127,17 @@ class Corpus:
     def load(out: Path) -> Corpus:
         files = [torch.load(out / "corpus" / f"{name}.pt", mmap=DEVICE == "cpu") for name in NAMES]
         rows, scene = torch.arange(ALONE + ON_TABLE), torch.tensor([name in SCENES for name in NAMES])
-        return Corpus([file["layers"].to(DEVICE) for file in files], torch.arange(len(NAMES)).repeat_interleave(len(rows)),
-                      rows.repeat(len(NAMES)), torch.cat([file["angles"] for file in files]),
-                      ((rows >= ALONE) & ~scene[:, None]).flatten())
+        names = torch.arange(len(NAMES)).repeat_interleave(len(rows))
+        return Corpus([file["layers"].to(DEVICE) for file in files], names, rows.repeat(len(NAMES)),
+                      torch.cat([file["angles"] for file in files]), ((rows >= ALONE) & ~scene[:, None]).flatten())
 
     def split(self, test: bool) -> Tensor:
         return torch.nonzero((torch.arange(len(self.name)) % 40 == 39) == test)[:, 0]
 
     def draw(self, view: Tensor, generator: torch.Generator, seen: bool) -> Drawn:
         """Returns the views [B] in random looks; `seen`: none that is held out for what is seen."""
-        allowed = torch.ones(len(NAMES), len(LOOKS))
-        if seen:
-            allowed = torch.tensor([[look not in held_out(name) for look in LOOKS] for name in NAMES]).float()
-        cpu = torch.Generator().manual_seed(torch.randint(2**40, (), generator=generator, device=generator.device).item())
-        look = torch.multinomial(allowed[self.name[view]], 1, generator=cpu)[:, 0]
-        table = torch.multinomial(allowed[[NAMES.index("table")] * len(view)], 1, generator=cpu)[:, 0]
+        look = draw_looks(self.name[view], generator, seen)
+        table = draw_looks(torch.full_like(look, NAMES.index("table")), generator, seen)
         return Drawn(view, look, torch.where(self.on_table[view], table, -1))
 
     def layers(self, view: Tensor) -> Layers:
@@ -143,7 +146,8 @@ class Corpus:
         return Layers(torch.stack(chosen).float() / 255)
 
     def paint(self, drawn: Drawn, generator: torch.Generator, solid: float = 1.0) -> Tensor:
-        """Returns images [B, 3, H, W] over random backgrounds; each image's opacity is drawn from [solid, 1]."""
+        """Returns images [B, 3, H, W] over random backgrounds, on the generator's device; each image's opacity is drawn
+        from [solid, 1]."""
         where, layers, palette = generator.device, self.layers(drawn.view), PALETTE.to(generator.device)
         opacity = torch.empty(len(drawn.view), 1, 1, 1, device=where).uniform_(solid, 1, generator=generator)
         faded, table = Layers(layers.values * opacity), palette[drawn.table.clamp_min(0).to(where)]
@@ -153,7 +157,8 @@ class Corpus:
     def captions(self, drawn: Drawn, phrases: list[str]) -> list[str]:
         """Returns what a batch shows in words, each with its phrase for the view."""
         told = zip(self.name[drawn.view].tolist(), drawn.look.tolist(), drawn.table.tolist(), phrases)
-        return [caption(NAMES[name], LOOKS[look], phrase, LOOKS[table] if table >= 0 else "") for name, look, table, phrase in told]
+        return [caption(NAMES[name], LOOKS[look], phrase, LOOKS[table] if table >= 0 else "")
+                for name, look, table, phrase in told]
 
     def phrases(self) -> list[tuple[str, str]]:
         """Returns the fine and the coarse phrase of every view."""

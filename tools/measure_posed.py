@@ -20,9 +20,12 @@ from mpiprop.priors.mvdream import MVDream
 from mpiprop.priors.zero123 import Zero123
 from mpiprop.views.cameras import orbit
 from mpiprop.views.reference import Reference
-from tools.corpus import COLOURS, SHAPES, caption, held_out
+from mpiprop.corpus.captions import caption
+from mpiprop.corpus.colours import LOOKS
+from mpiprop.corpus.objects import SHAPES, held_out
 from tools.dataset import PAIRS, PALETTE, load_tokenizer
 from tools.measure_novel import psnr
+from tools.tracer import Layers
 from tools.posed import FOVY, GROUPS, TESTED, Posed
 from tools.train_prior import WEIGHTS
 from tools.training import sheet
@@ -46,7 +49,7 @@ def sampled(prior: Zero123 | MVDream, told: Condition, scale: float, seed: int) 
 
 @torch.no_grad()
 def judged(images: Tensor, pairs: list[int]) -> float:
-    """Returns the share of images that the judge takes for their pair of colour and shape among all pairs."""
+    """Returns the share of images that the judge takes for their pair of shape and look among all pairs."""
     from transformers import CLIPModel
 
     clip, tokens = CLIPModel.from_pretrained(WEIGHTS / "judge"), load_tokenizer(WEIGHTS / "judge")
@@ -59,10 +62,10 @@ def tested(shape: int, number: int) -> int:
     return 4 * (shape * GROUPS + GROUPS - TESTED + number % TESTED)
 
 
-def reference(data: Posed, view: int, colour: int) -> Reference:
+def reference(data: Posed, view: int, look: int) -> Reference:
     """Returns a view as a picture to start from."""
-    layers = data.layers[view].float() / 255
-    premultiplied, alpha = layers[..., :3] + layers[..., 3:4] * PALETTE[colour], layers[..., 4:]
+    layers = Layers(data.layers[view][None].float() / 255)
+    premultiplied, alpha = layers.over(PALETTE[look][None], torch.zeros(3))[0], layers.alpha[0]
     rgb = torch.where(alpha > 0, premultiplied / alpha.clamp(min=1e-6), 0).clamp(0, 1)
     azimuth, elevation, distance = data.cameras[view].tolist()
     return Reference(azimuth, elevation, distance, FOVY, torch.cat([rgb, alpha], -1))
@@ -80,23 +83,23 @@ def low(data: Posed, shape: int) -> list[int]:
 
 
 def measure_pose(data: Posed, out: Path, scale: float = 3.0) -> None:
-    """Writes out/pose.png: per row (shape, held-out colour) the picture, then four times a sample and the true view; prints
+    """Writes out/pose.png: per row (shape, held-out look) the picture, then four times a sample and the true view; prints
     PSNR, the judge's verdict, and which of eight azimuths explains a true view best."""
     prior, rows, made_all, true_all, pairs, hits, near, base = Zero123("cpu"), [], [], [], [], [], [], []
     for number, shape in enumerate(SHAPES):
-        colour = list(COLOURS).index(held_out(shape)[number % 2])
+        look = LOOKS.index(held_out(shape)[number % 3])
         groups = low(data, number)
         seen = front(data, tested(number, groups[0]))
-        picture = FromPicture(reference(data, seen, colour)).encode(prior, "", {})
+        picture = FromPicture(reference(data, seen, look)).encode(prior, "", {})
         asked = tested(number, groups[1 % len(groups)]) + torch.arange(4)
-        true = data.paint(asked, torch.full((4,), colour))
+        true = data.paint(asked, torch.full((4,), look)).cpu()
         made = sampled(prior, picture(orbit(*data.cameras[asked].T, FOVY, (64, 64))), scale, number)
-        shown = data.paint(torch.tensor([seen]), torch.tensor([colour]))
+        shown = data.paint(torch.tensor([seen]), torch.tensor([look])).cpu()
         rows.append(torch.cat([shown, torch.stack([made, true], 1).flatten(0, 1)]))
         made_all.append(made)
         true_all.append(true)
         base.append(psnr(shown.expand(4, -1, -1, -1), true))
-        pairs += [PAIRS.index((shape, held_out(shape)[number % 2]))] * 4
+        pairs += [PAIRS.index((shape, held_out(shape)[number % 3]))] * 4
         off = offsets(prior, picture, data.cameras[asked], true, number)
         hits.append(off == 0)
         near.append(off.abs() <= 1)
@@ -128,18 +131,18 @@ def offsets(prior: Zero123, picture: object, cameras: Tensor, true: Tensor, seed
 
 
 def measure_four(data: Posed, out: Path, scale: float = 5.0) -> None:
-    """Writes out/four.png: per row four views of a seen colour, then of one held out; prints the judge's verdict and how
+    """Writes out/four.png: per row four views in a seen look, then in one held out; prints the judge's verdict and how
     far the views are from the true ones."""
     prior, images, pairs, error = MVDream("cpu"), [], [], []
     for number, shape in enumerate(SHAPES):
-        seen = [colour for colour in COLOURS if colour not in held_out(shape)]
-        for colour in (seen[number % len(seen)], held_out(shape)[number % 2]):
+        seen = [look for look in LOOKS if look not in held_out(shape)]
+        for look in (seen[5 * number % len(seen)], held_out(shape)[number % 3]):
             views = tested(number, low(data, number)[0]) + torch.arange(4)
-            told = Cameras().encode(prior, caption(shape, colour), {})(orbit(*data.cameras[views].T, FOVY, (64, 64)))
+            told = Cameras().encode(prior, caption(shape, look), {})(orbit(*data.cameras[views].T, FOVY, (64, 64)))
             made = sampled(prior, told, scale, number)
-            true = data.paint(views, torch.full((4,), list(COLOURS).index(colour)))
+            true = data.paint(views, torch.full((4,), LOOKS.index(look))).cpu()
             images.append(made)
-            pairs.append(PAIRS.index((shape, colour)))
+            pairs.append(PAIRS.index((shape, look)))
             turned = torch.stack([(made - true.roll(k, 0)).square().mean() for k in range(4)])
             error.append(int(turned.argmin()))
     sheet(torch.cat(images), 8, out / "four.png")

@@ -18,12 +18,11 @@ from tools.dataset import PAIRS, PHRASES, SIZE, Corpus, Drawn, load_tokenizer
 from tools.training import DEVICE, sheet
 
 
-def sample(out: Path) -> None:
+def sample(out: Path, weights: Path) -> None:
     """Writes out/samples.png, a row per name: four views in a seen look, then in one held out; prints a verdict."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPModel
 
-    weights = out / "weights"
     pipeline = StableDiffusionPipeline.from_pretrained(weights / "prior", safety_checker=None).to(DEVICE)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
@@ -48,15 +47,15 @@ def sample(out: Path) -> None:
 
 
 @torch.no_grad()
-def measure(out: Path, count: int = 8) -> None:
+def measure(out: Path, weights: Path, count: int = 8) -> None:
     """Prints which of eight views, and of all looks, the denoiser takes unseen images in held-out looks for.
 
     The answer is the caption with the least error of the noise, as score distillation sees it (arXiv 2303.16203).
     """
     from diffusers import StableDiffusionPipeline
 
-    model, data = StableDiffusionPipeline.from_pretrained(out / "weights" / "prior", safety_checker=None), Corpus.load(out)
-    tokens, generator = load_tokenizer(out / "weights" / "prior" / "tokenizer"), torch.Generator().manual_seed(5)
+    model, data = StableDiffusionPipeline.from_pretrained(weights / "prior", safety_checker=None), Corpus.load(out)
+    tokens, generator = load_tokenizer(weights / "prior" / "tokenizer"), torch.Generator().manual_seed(5)
     model.to(DEVICE)
 
     def best(latent: Tensor, captions: list[str]) -> Tensor:

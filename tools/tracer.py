@@ -84,7 +84,8 @@ def _rays(shots: Shots, size: int) -> tuple[Tensor, Tensor]:
     outward = toward(shots.azimuth, shots.elevation)
     right = F.normalize(torch.stack([-outward[:, 1], outward[:, 0], torch.zeros_like(outward[:, 0])], dim=-1), dim=-1)
     up = torch.linalg.cross(right, -outward)
-    offset = (torch.arange(size, device=right.device) + 0.5 - size / 2)[None] * (2 * torch.tan(shots.fovy / 2) / size)[:, None]
+    pixels = torch.arange(size, device=right.device) + 0.5 - size / 2
+    offset = pixels[None] * (2 * torch.tan(shots.fovy / 2) / size)[:, None]
     direction = (offset[:, None, :, None] * right[:, None, None] - offset[:, :, None, None] * up[:, None, None]
                  - outward[:, None, None])
     direction = F.normalize(direction, dim=-1)
@@ -132,8 +133,8 @@ class Tracer:
         return torch.cat(hits), torch.cat(points, dim=1)
 
     def normals(self, p: Tensor, which: Tensor) -> Tensor:
-        """Returns the unit normals [3, M] of the parts `which` [M] at points, by four differences at a tetrahedron's corners."""
-        q, normal = p / self.thing.scale + torch.tensor(self.thing.middle, device=p.device)[:, None], torch.zeros_like(p)
+        """Returns the unit normals [3, M] of the parts `which` [M] at points: differences at a tetrahedron's corners."""
+        q, normal = self.thing.local(p), torch.zeros_like(p)
         for part, (solid, _) in enumerate(self.thing.parts):
             rows = torch.nonzero(which == part)[:, 0]
             if len(rows):
@@ -142,6 +143,16 @@ class Tracer:
                     corner = torch.tensor(signs, dtype=p.dtype, device=p.device)[:, None]
                     normal[:, rows] += corner * solid(some + 2e-3 * corner)
         return F.normalize(normal, dim=0)
+
+    @torch.no_grad()
+    def depth(self, shots: Shots, size: int = 64) -> Tensor:
+        """Returns the depth along the optical axis [B, H, W] of B views at the pixels' centres, infinite where nothing is."""
+        origin, direction = _rays(shots, size)
+        index, p = self.march(origin, direction)
+        inward = -toward(shots.azimuth, shots.elevation)[index // size**2].T
+        depth = torch.full((len(shots.azimuth) * size**2,), torch.inf, device=p.device)
+        depth[index] = ((p - origin[:, index]) * inward).sum(dim=0)
+        return depth.reshape(-1, size, size)
 
     @torch.no_grad()
     def trace(self, shots: Shots, size: int = 64) -> Layers:

@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from mpiprop.priors.mvdream import CAMERA, Joined, camera_labels
 from mpiprop.conditioning.picture import pose
 from mpiprop.views.cameras import orbit
-from tools.corpus import COLOURS, SHAPES, caption, view_phrase
-from tools.dataset import PAIRS, load_tokenizer, seen_colours
+from mpiprop.corpus.captions import caption, view_phrase
+from mpiprop.corpus.colours import LOOKS
+from mpiprop.corpus.objects import SHAPES
+from tools.dataset import PAIRS, draw_looks, load_tokenizer
 from tools.posed import FOVY, PAINTINGS, Posed, write_latents, write_posed
 from tools.train_prior import WEIGHTS, new_scheduler
-from tools.training import Plan, seeded, train
+from tools.training import DEVICE, Plan, averaged, half_precision, seeded, train, weighted
 
-EMBEDDED, CONTEXT = 96, 128  # width of the judge's image embeddings; of the UNet's context
+EMBEDDED, CONTEXT = 128, 128  # width of the judge's image embeddings; of the UNet's context
 PLANS = {
     "eye": Plan(steps=2400, batch=64, rate=5e-4, seed=10, average=0.99),
     "pose": Plan(steps=9000, batch=32, rate=5e-4, seed=11, average=0.998),
@@ -54,17 +56,17 @@ def text_unet(**changes: object) -> nn.Module:
 
 class Eye(nn.Module):
     """The judge's vision tower, and linear heads that read off its embedding what a pose is relative to, the picture's own
-    camera (sin azimuth, cos azimuth, elevation), and what is seen (logits of the shapes, of the colours)."""
+    camera (sin azimuth, cos azimuth, elevation), and what is seen (logits of the shapes, of the looks)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tower, self.heads = eye_of().train(), nn.Linear(EMBEDDED, 3 + len(SHAPES) + len(COLOURS))
+        self.tower, self.heads = eye_of().train(), nn.Linear(EMBEDDED, 3 + len(SHAPES) + len(LOOKS))
         self.tower.set_attn_implementation("eager")  # as for the judge
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the camera [B, 3] and the two logits of images [B, 3, 64, 64] in [0, 1]."""
         return self.heads(self.tower(pixel_values=2 * images - 1).image_embeds).float().split(
-            [3, len(SHAPES), len(COLOURS)], dim=1)
+            [3, len(SHAPES), len(LOOKS)], dim=1)
 
 
 class PoseDenoiser(nn.Module):
@@ -90,46 +92,39 @@ def four_unet() -> nn.Module:
     return text_unet(class_embed_type="projection", projection_class_embeddings_input_dim=CAMERA)
 
 
-def weighted(error: Tensor, t: Tensor, scheduler: object, least: float) -> Tensor:
-    """Returns the mean of the errors of the noise [B, 4, 16, 16] under the weight that makes it one of the latents weighted
-    SNR clamped to [`least`, 5]: min-SNR (arXiv 2303.09556), and truncated below (arXiv 2202.00512), since where noise hides the
-    picture nothing but the condition says which side is seen."""
-    bar = scheduler.alphas_cumprod[t]
-    snr = bar / (1 - bar)
-    return (error.square().mean(dim=(1, 2, 3)) * (snr.clamp(least, 5) / snr)).mean()
-
-
 def train_eye(out: Path) -> None:
     """Trains the eye to tell the camera beside what is seen, on white; prints how far it is off on views kept for tests."""
     data, plan = Posed.load(out), PLANS["eye"]
     known = data.split(test=False)
 
     def told(model: nn.Module, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the squared errors of the camera [B, 3], and the cross entropies of shape and colour."""
-        colour, (azimuth, elevation, _) = seen_colours(data.shape[index], generator), data.cameras[index].T
-        with torch.autocast("cpu", torch.bfloat16):
-            camera, shapes, colours = model(data.paint(index, colour))
-        own = torch.stack([azimuth.sin(), azimuth.cos(), elevation], dim=1)
-        return (camera - own).square(), F.cross_entropy(shapes, data.shape[index]), F.cross_entropy(colours, colour)
+        """Returns the squared errors of the camera [B, 3], and the cross entropies of shape and look."""
+        look, (azimuth, elevation, _) = draw_looks(data.shape[index], generator, seen=True), data.cameras[index].T
+        with half_precision():
+            camera, shapes, looks = model(data.paint(index, look))
+        own = torch.stack([azimuth.sin(), azimuth.cos(), elevation], dim=1).to(DEVICE)
+        return ((camera - own).square(), F.cross_entropy(shapes, data.shape[index].to(DEVICE)),
+                F.cross_entropy(looks, look.to(DEVICE)))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        camera, shape, colour = told(model, known[torch.randint(len(known), (plan.batch,), generator=generator)], generator)
-        return camera.mean() + 0.1 * (shape + colour)
+        camera, shape, look = told(model, known[torch.randint(len(known), (plan.batch,), generator=generator)], generator)
+        return camera.mean() + 0.1 * (shape + look)
 
     model = seeded(plan.seed, Eye)
     finished, test = train(model, plan, loss, out / "eye.pt"), data.split(test=True)
     with torch.no_grad():
-        camera = told(finished, test, torch.Generator().manual_seed(1))[0].sqrt()
+        camera = told(finished, test, torch.Generator().manual_seed(1))[0].sqrt().cpu()
     for number, shape in enumerate(SHAPES):
         off = ", ".join(f"{value:.2f}" for value in camera[data.shape[test] == number].mean(0).tolist())
         print(f"eye: {shape}: sin and cos of azimuth, elevation off by {off}", flush=True)
 
 
 @torch.no_grad()
-def embedded(data: Posed, colour: Tensor, tower: nn.Module) -> Tensor:
-    """Returns the tower's embeddings [P, N, E] of all views in the colours [P, N], on white."""
-    return torch.stack([torch.cat([tower(pixel_values=2 * data.paint(some, colours[some]) - 1).image_embeds
-                                   for some in torch.arange(len(colours)).split(64)]) for colours in colour])
+def embedded(data: Posed, look: Tensor, tower: nn.Module) -> Tensor:
+    """Returns the tower's embeddings [P, N, E] of all views in the looks [P, N], on white."""
+    tower.to(DEVICE)
+    return torch.stack([torch.cat([tower(pixel_values=2 * data.paint(some, looks[some]) - 1).image_embeds.cpu()
+                                   for some in torch.arange(len(looks)).split(64)]) for looks in look])
 
 
 @torch.no_grad()
@@ -158,17 +153,17 @@ def put_into_words(projection: nn.Linear, told: Tensor, captions: list[str]) -> 
 
 
 class Pairs:
-    """Two views of one object in one colour on white: one to be shown, the other asked for."""
+    """Two views of one object in one look on white: one to be shown, the other asked for."""
 
-    def __init__(self, data: Posed, colour: Tensor) -> None:
-        """Knows the colours [P, N] that each painting of a view has."""
+    def __init__(self, data: Posed, look: Tensor) -> None:
+        """Knows the looks [P, N] that each painting of a view has."""
         self.known = data.split(test=False)
         azimuth, elevation, _ = data.cameras[self.known].T
         self.shown = self.known[(elevation > math.radians(-5)) & (elevation < math.radians(40))]
         azimuth = data.cameras[self.shown, 0]
         self.turned = torch.atan2(azimuth.sin(), azimuth.cos()).abs()  # from the front
-        found = [[torch.nonzero((data.shape[some] == s) & (colour[:, some] == c)) for some in (self.shown, self.known)]
-                 for s in range(len(SHAPES)) for c in range(len(COLOURS))]
+        found = [[torch.nonzero((data.shape[some] == s) & (look[:, some] == c)) for some in (self.shown, self.known)]
+                 for s in range(len(SHAPES)) for c in range(len(LOOKS))]
         self.places = [both for both in found if all(len(rows) for rows in both)]  # of each object: [M, 2] painting and view
 
     def draw(self, count: int, reach: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -190,9 +185,9 @@ def train_pose(out: Path) -> None:
     from near the front at first, where the pose is all there is to know, and at last from all of the front half.
     """
     data, latents, plan, scheduler = Posed.load(out), torch.load(out / "posed" / "latents.pt"), PLANS["pose"], new_scheduler()
-    scale, colour, eye = vae_of().config.scaling_factor, latents["white_colour"], Eye()
-    eye.load_state_dict(averaged(out, "eye"))
-    pairs, embedding = Pairs(data, colour), embedded(data, colour, eye.tower.eval())
+    scale, look, eye = vae_of().config.scaling_factor, latents["white_look"], Eye()
+    eye.load_state_dict(averaged(out / "eye.pt"))
+    pairs, embedding = Pairs(data, look), embedded(data, look, eye.tower.eval())
 
     def told(seen: Tensor, asked: Tensor) -> Tensor:
         return pose(*data.cameras[asked].T, *data.cameras[seen].T)
@@ -204,13 +199,14 @@ def train_pose(out: Path) -> None:
         t = torch.randint(1000, (plan.batch,), generator=generator)
         shown = torch.rand(plan.batch, generator=generator) >= 0.12
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = model(noisy, t, embedding[p, seen], latents["white"][p, seen, 0].float(), told(seen, asked), shown)
-        return weighted(found - noise, t, scheduler, 1.0)
+        with half_precision():
+            inputs = noisy, t, embedding[p, seen], latents["white"][p, seen, 0].float(), told(seen, asked), shown
+            found = model(*(value.to(DEVICE) for value in inputs))
+        return weighted(found - noise.to(DEVICE), t.to(DEVICE), scheduler, 1.0)
 
     model = seeded(plan.seed, PoseDenoiser)
     p, seen, _, asked = pairs.draw(8000, math.radians(20), torch.Generator().manual_seed(plan.seed))
-    objects = (data.shape[seen] * len(COLOURS) + colour[p, seen]).tolist()
+    objects = (data.shape[seen] * len(LOOKS) + look[p, seen]).tolist()
     put_into_words(model.projection, torch.cat([embedding[p, seen], told(seen, asked)], dim=1), [
         caption(*PAIRS[pair], view_phrase(azimuth, elevation))
         for pair, (azimuth, elevation, _) in zip(objects, data.cameras[asked].tolist())])
@@ -218,13 +214,13 @@ def train_pose(out: Path) -> None:
 
 
 def train_four(out: Path) -> None:
-    """Trains on groups of four views of one object in one colour before one background, at one t; 10 % without a caption."""
+    """Trains on groups of four views of one object in one look before one background, at one t; 10 % without a caption."""
     data, latents, plan, scheduler = Posed.load(out), torch.load(out / "posed" / "latents.pt"), PLANS["four"], new_scheduler()
     scale, count = vae_of().config.scaling_factor, plan.batch // 4
     table = words([*(caption(*pair) for pair in PAIRS), ""])
     first = data.split(test=False)[::4]
     cameras = camera_labels(orbit(*data.cameras.T, FOVY, (64, 64)).c2w)
-    colour = latents["mixed_colour"]
+    look = latents["mixed_look"]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         group = first[torch.randint(len(first), (count,), generator=generator)]
@@ -234,11 +230,13 @@ def train_four(out: Path) -> None:
         noise, jitter = torch.randn(2, *mean.shape, generator=generator)
         t = torch.randint(1000, (count,), generator=generator).repeat_interleave(4)
         drop = (torch.rand(count, generator=generator) < 0.1).repeat_interleave(4)
-        row = torch.where(drop, len(PAIRS), data.shape[index] * len(COLOURS) + colour[painting, index])
+        row = torch.where(drop, len(PAIRS), data.shape[index] * len(LOOKS) + look[painting, index])
         noisy = scheduler.add_noise(scale * (mean + std * jitter), noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            out_ = model(noisy, t, table[row], class_labels=cameras[index]).sample.float()
-        return weighted(out_ - noise, t, scheduler, 0.3)
+        with half_precision():
+            inputs = noisy, t, table[row], cameras[index]
+            noisy, t, state, camera = (value.to(DEVICE) for value in inputs)
+            found = model(noisy, t, state, class_labels=camera).sample.float()
+        return weighted(found - noise.to(DEVICE), t, scheduler, 0.3)
 
     model = seeded(plan.seed, four_unet)
     model.set_attn_processor(Joined())
@@ -259,12 +257,6 @@ def eye_of() -> nn.Module:
     return CLIPVisionModelWithProjection.from_pretrained(WEIGHTS / "judge").eval()
 
 
-def averaged(out: Path, stage: str) -> dict[str, Tensor]:
-    """Returns the moving average that a stage's last checkpoint holds."""
-    saved = torch.load(out / f"{stage}.pt")["average"]
-    return {key.removeprefix("module."): value for key, value in saved.items() if key.startswith("module.")}
-
-
 def export(out: Path) -> None:
     """Writes the models as of their last checkpoints, in halves, without what they share with the text prior."""
     from safetensors.torch import save_file
@@ -272,8 +264,8 @@ def export(out: Path) -> None:
 
     if (out / "pose.pt").exists():
         folder, model, eye = WEIGHTS / "zero123", PoseDenoiser(), Eye()
-        model.load_state_dict(averaged(out, "pose"))
-        eye.load_state_dict(averaged(out, "eye"))
+        model.load_state_dict(averaged(out / "pose.pt"))
+        eye.load_state_dict(averaged(out / "eye.pt"))
         model.unet.half().save_pretrained(folder / "unet")
         eye.tower.half().save_pretrained(folder / "image_encoder")
         CLIPImageProcessor.from_pretrained(WEIGHTS / "judge").save_pretrained(folder / "feature_extractor")
@@ -286,7 +278,7 @@ def export(out: Path) -> None:
         told.write_text(told.read_text().replace("float16", "float32"))
     if (out / "four.pt").exists():
         model = four_unet()
-        model.load_state_dict(averaged(out, "four"))
+        model.load_state_dict(averaged(out / "four.pt"))
         model.half().save_pretrained(WEIGHTS / "mvdream" / "unet")
     for folder in (WEIGHTS / "zero123", WEIGHTS / "mvdream"):
         new_scheduler().save_pretrained(folder / "scheduler")

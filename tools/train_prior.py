@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,18 @@ from torch import Tensor, nn
 from mpiprop.corpus.captions import caption
 from mpiprop.corpus.colours import LOOKS
 from mpiprop.corpus.objects import NAMES, held_out
-from tools.dataset import (PAIRS, PHRASES, SIZE, Corpus, Drawn, augmented, degraded, load_tokenizer, text_sizes, write_corpus,
-                           write_tokenizer)
+from tools.dataset import (PAIRS, PHRASES, SIZE, Corpus, Drawn, augmented, degraded, load_tokenizer, text_sizes,
+                           write_corpus, write_tokenizer)
 from tools.measure_prior import measure, sample
-from tools.training import DEVICE, Plan, averaged, half_precision, seeded, sheet, train, weighted
+from tools.training import DEVICE, Plan, averaged, half_precision, on_device, seeded, sheet, train, weighted
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
+WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
 LATENT_CHANNELS, SHARDS = 4, 2
 PLANS = {
-    "vae": Plan(steps=6000, batch=16, rate=1.5e-3, seed=1, warmup=50, average=0.998),
+    "vae": Plan(steps=5000, batch=16, rate=1.5e-3, seed=1, warmup=50, average=0.998),
     "unet": Plan(steps=30000, batch=32, rate=6e-4, seed=2, average=0.9995),
     "judge": Plan(steps=9000, batch=64, rate=8e-4, seed=3, decay=0.05, average=0.998),
 }
@@ -43,7 +45,7 @@ ALIKE = ("mushroom", "table", "tree", "lamp", "umbrella", "hamburger", "apple", 
 
 def drawn_views(views: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Returns `count` random ones of the views."""
-    return views[torch.randint(len(views), (count,), generator=generator, device=generator.device).cpu()]
+    return views[torch.randint(len(views), (count,), generator=generator)]
 
 
 # ---- the autoencoder ----
@@ -71,14 +73,15 @@ def vae(out: Path) -> None:
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         drawn = data.draw(drawn_views(views, plan.batch, generator), generator, seen=False)
-        images = data.paint(drawn, generator)
+        fast = on_device(generator)
+        images = data.paint(drawn, fast)
         if step < 0.7 * plan.steps:
-            x, y = torch.randint(4, 21, (2,), generator=generator, device=DEVICE).tolist()
+            x, y = torch.randint(4, 21, (2,), generator=generator).tolist()
             images = images[..., y:y + 40, x:x + 40]
-        images = 2 * degraded(images, generator) - 1
+        images = 2 * degraded(images, fast) - 1
         with half_precision():
             posterior = model.encode(images).latent_dist
-            jitter = torch.randn(posterior.mean.shape, generator=generator, device=DEVICE)
+            jitter = torch.randn(posterior.mean.shape, generator=fast, device=DEVICE)
             rebuilt = model.decode(posterior.mean + posterior.std * jitter).sample.float()
         return error_of(rebuilt, images) + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
@@ -88,8 +91,8 @@ def vae(out: Path) -> None:
 @torch.no_grad()
 def save_vae(model: nn.Module, data: Corpus, out: Path) -> None:
     """Writes out/models/vae with the factor that gives the test latents unit deviation, and a sheet of pairs."""
-    generator, index = torch.Generator(DEVICE).manual_seed(1), data.split(test=True)[::3]
-    images = data.paint(data.draw(index, generator, seen=False), generator)
+    generator, index = torch.Generator().manual_seed(1), data.split(test=True)[::3]
+    images = data.paint(data.draw(index, generator, seen=False), on_device(generator))
     mean = torch.cat([model.encode(2 * some - 1).latent_dist.mean for some in images.split(32)])
     rebuilt = torch.cat([model.decode(some).sample for some in mean.split(32)]) / 2 + 0.5
     model.register_to_config(scaling_factor=round(1 / float(mean.std()), 4))
@@ -141,12 +144,12 @@ def latents(out: Path) -> None:
     (out / "latents").mkdir(exist_ok=True)
     data, model = Corpus.load(out), AutoencoderKL.from_pretrained(out / "models" / "vae").eval().to(DEVICE)
     for shard in range(SHARDS):
-        path, generator, moments = out / "latents" / f"{shard}.pt", torch.Generator(DEVICE).manual_seed(100 + shard), []
+        path, generator, moments = out / "latents" / f"{shard}.pt", torch.Generator().manual_seed(100 + shard), []
         if path.exists():
             continue
-        drawn = data.draw(torch.arange(len(data.name)), generator, seen=True)
+        drawn, fast = data.draw(torch.arange(len(data.name)), generator, seen=True), on_device(generator)
         for some in torch.arange(len(data.name)).split(64):
-            images = 2 * data.paint(drawn[some], generator) - 1
+            images = 2 * data.paint(drawn[some], fast) - 1
             with half_precision():
                 posterior = model.encode(images).latent_dist
             both = torch.stack([posterior.mean, posterior.std], dim=1)
@@ -183,14 +186,15 @@ def unet(out: Path) -> None:
                 for kind, (fine, coarse) in zip(kinds, (phrases[i] for i in view.tolist()))]
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        cpu, number = torch.Generator().manual_seed(plan.seed * 10**6 + step), step % len(shards)
-        view = views[torch.multinomial(share, plan.batch, replacement=True, generator=cpu)]
+        number, chosen = step % len(shards), torch.multinomial(share, plan.batch, replacement=True, generator=generator)
+        view = views[chosen]
         drawn = Drawn(view, shards[number]["look"][view], shards[number]["table"][view])
-        drop = (torch.rand(plan.batch, generator=cpu) < 0.1).tolist()
-        ids = tokens(["" if lost else text for lost, text in zip(drop, data.captions(drawn, words(view, cpu)))]).to(DEVICE)
+        drop = (torch.rand(plan.batch, generator=generator) < 0.1).tolist()
+        texts = ["" if lost else text for lost, text in zip(drop, data.captions(drawn, words(view, generator)))]
+        ids, fast = tokens(texts).to(DEVICE), on_device(generator)
         mean, std = moments[number][view.to(DEVICE)].float().unbind(dim=1)
-        noise, jitter = torch.randn(2, *mean.shape, generator=generator, device=DEVICE)
-        t = torch.randint(1000, (plan.batch,), generator=generator, device=DEVICE)
+        noise, jitter = torch.randn(2, *mean.shape, generator=fast, device=DEVICE)
+        t = torch.randint(1000, (plan.batch,), generator=fast, device=DEVICE)
         noisy = scheduler.add_noise(mean + std * jitter, noise, t)
         with half_precision():
             found = model(noisy, t, ids)
@@ -229,25 +233,24 @@ def judge(out: Path) -> None:
                      torch.where(data.on_table[view], torch.where(fresh.table >= 0, fresh.table, 0), -1))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        cpu = torch.Generator().manual_seed(plan.seed * 10**6 + step)
-        drawn = data.draw(drawn_views(views, plan.batch, cpu), cpu, seen=False)
-        images = augmented(data.paint(drawn, generator, solid=0.75), generator)
-        wrong = others(drawn, cpu)
-        with_view = (torch.rand(plan.batch, generator=cpu) < 0.5).tolist()
+        drawn, fast = data.draw(drawn_views(views, plan.batch, generator), generator, seen=False), on_device(generator)
+        images = augmented(data.paint(drawn, fast, solid=0.75), fast)
+        wrong = others(drawn, generator)
+        with_view = (torch.rand(plan.batch, generator=generator) < 0.5).tolist()
         told = [phrases[i][0] if shown else "" for i, shown in zip(drawn.view.tolist(), with_view)]
         texts = data.captions(drawn, told) + data.captions(wrong, told)
         plain = data.captions(drawn, [""] * plan.batch) + data.captions(wrong, [""] * plan.batch)
-        same = torch.tensor([[a == b and i != j for j, b in enumerate(plain)] for i, a in enumerate(plain[:plan.batch])])
+        same = torch.tensor([[a == b for b in plain] for a in plain[:plan.batch]]).fill_diagonal_(False)
         with half_precision():
             scores = logits(model, images, tokens(texts).to(DEVICE))
         return F.cross_entropy(scores.masked_fill(same.to(DEVICE), -1e4), torch.arange(plan.batch, device=DEVICE))
 
     finished = train(model, plan, loss, out / "judge.pt")
-    generator, index = torch.Generator(DEVICE).manual_seed(1), data.split(test=True)
-    drawn = data.draw(index[~data.on_table[index]], generator, seen=False)
-    clean, truth = data.paint(drawn, generator), data.name[drawn.view] * len(LOOKS) + drawn.look
+    generator, index = torch.Generator().manual_seed(1), data.split(test=True)
+    drawn, fast = data.draw(index[~data.on_table[index]], generator, seen=False), on_device(generator)
+    clean, truth = data.paint(drawn, fast), data.name[drawn.view] * len(LOOKS) + drawn.look
     texts = tokens([caption(*pair) for pair in PAIRS]).to(DEVICE)
-    for name, images in (("clean", clean), ("augmented", augmented(clean, generator))):
+    for name, images in (("clean", clean), ("augmented", augmented(clean, fast))):
         with torch.no_grad():
             found = torch.cat([logits(finished, some, texts).argmax(dim=-1) for some in images.split(64)]).cpu()
         print(f"judge: top-1 of {len(PAIRS)} pairs on {len(truth)} {name} test images: "
@@ -259,12 +262,12 @@ def judge(out: Path) -> None:
 
 # ---- the finished folder ----
 
-def export(out: Path) -> None:
-    """Writes out/weights: the prior as of the last checkpoint (its moving average), the judge, and their words."""
+def export(out: Path, weights: Path = WEIGHTS) -> None:
+    """Writes the prior as of the last checkpoint (its moving average), the judge, and their words."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPModel, CLIPTokenizer
 
-    weights, tokenizer = out / "weights", out / "models" / "tokenizer"
+    tokenizer = out / "models" / "tokenizer"
     model = load_denoiser(out)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "models" / "vae"), text_encoder=model.text, unet=model.unet,
@@ -296,7 +299,7 @@ def export(out: Path) -> None:
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "corpus": write_corpus, "vae": vae, "latents": latents, "unet": unet, "judge": judge, "export": export,
-    "sample": sample, "measure": measure}
+    "sample": partial(sample, weights=WEIGHTS), "measure": partial(measure, weights=WEIGHTS)}
 
 
 def main() -> None:

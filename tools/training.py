@@ -1,4 +1,4 @@
-"""The training loop of the built-in weights: AdamW, a moving average of the weights, checkpoints that a run resumes from.
+"""The training loop of the built-in weights: AdamW, a moving average of them, checkpoints that a run resumes from.
 
 The rate warms up, stays, and falls to zero over the last quarter: until then `steps` of a plan may be changed.
 """
@@ -39,8 +39,14 @@ def half_precision() -> torch.autocast:
     return torch.autocast(DEVICE, torch.bfloat16)
 
 
+def on_device(generator: torch.Generator) -> torch.Generator:
+    """Returns a generator on DEVICE whose seed is drawn from one on the CPU."""
+    return torch.Generator(DEVICE).manual_seed(torch.randint(2**62, (), generator=generator).item())
+
+
 def train(model: nn.Module, plan: Plan, loss: Callable[[int, torch.Generator], Tensor], path: Path) -> nn.Module:
-    """Returns the moving average of `model` after `plan`; `loss(step, generator)` draws a batch; resumable."""
+    """Returns the moving average of `model` after `plan`; `loss(step, generator)` draws a batch by a generator on the
+    CPU; resumable."""
     model.to(DEVICE)
     optimiser = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, plan.factor)
@@ -57,7 +63,7 @@ def train(model: nn.Module, plan: Plan, loss: Callable[[int, torch.Generator], T
     used, mean = time.process_time(), None
     for step in range(start, plan.steps):
         optimiser.zero_grad(set_to_none=True)
-        value = loss(step, torch.Generator(DEVICE).manual_seed(plan.seed * 10**6 + step))
+        value = loss(step, torch.Generator().manual_seed(plan.seed * 10**6 + step))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -67,8 +73,9 @@ def train(model: nn.Module, plan: Plan, loss: Callable[[int, torch.Generator], T
         average.update_parameters(model)
         mean = value.detach() if mean is None else torch.lerp(value.detach(), mean, 0.98)
         if (step + 1) % 100 == 0:
-            print(f"{path.stem}: step {step + 1}/{plan.steps} loss {float(mean):.4f}, {time.monotonic() - begun:.0f} s, "
-                  f"{time.process_time() - used:.0f} s of CPU", flush=True)
+            seconds, cpu = time.monotonic() - begun, time.process_time() - used
+            print(f"{path.stem}: step {step + 1}/{plan.steps} loss {float(mean):.4f}, {seconds:.0f} s, {cpu:.0f} s of CPU",
+                  flush=True)
         if time.monotonic() - written > EVERY or step + 1 == plan.steps:
             fresh = path.with_suffix(".new")
             torch.save({"step": step + 1, **{key: state.state_dict() for key, state in states.items()}}, fresh)
@@ -78,9 +85,9 @@ def train(model: nn.Module, plan: Plan, loss: Callable[[int, torch.Generator], T
 
 
 def weighted(error: Tensor, t: Tensor, scheduler: object, least: float) -> Tensor:
-    """Returns the mean of the errors of the noise [B, C, H, W] under the weight that makes it one of the latents weighted
-    SNR clamped to [`least`, 5]: min-SNR (arXiv 2303.09556), and truncated below (arXiv 2202.00512), since where noise hides the
-    picture nothing but the condition says which side is seen."""
+    """Returns the mean of the errors of the noise [B, C, H, W] under the weight that makes it one of the latents
+    weighted SNR clamped to [`least`, 5]: min-SNR (arXiv 2303.09556), and truncated below (arXiv 2202.00512), since where
+    noise hides the picture nothing but the condition says which side is seen."""
     bar = scheduler.alphas_cumprod.to(t.device)[t]
     snr = bar / (1 - bar)
     return (error.square().mean(dim=(1, 2, 3)) * (snr.clamp(least, 5) / snr)).mean()

@@ -13,24 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpiprop.corpus import household, nature, scenes, vehicles
+from mpiprop.corpus import animals, household, nature, scenes, vehicles
 from mpiprop.corpus.colours import LOOKS, grain, matrix, stripes
 from mpiprop.corpus.solids import Part, Point, column, moved
 
 RADIUS = 0.55  # of the ball about the origin that every object touches
 _MAKERS: dict[str, Callable[[], list[Part]]] = {make.__name__: make for make in (
-    nature.mushroom, household.chair, vehicles.rocket, household.snowman, vehicles.car, household.house, household.table,
-    nature.tree, nature.donut, household.lamp, household.mug, vehicles.airplane, nature.duck, vehicles.boat, nature.cat,
-    nature.fish, nature.cactus, household.teapot, household.castle, nature.apple, household.robot, household.umbrella,
-    vehicles.train, vehicles.helicopter, nature.penguin, nature.turtle, nature.elephant, nature.bear, nature.hamburger,
-    household.sofa, household.gift, nature.pumpkin)}
+    nature.mushroom, household.chair, vehicles.rocket, household.snowman, vehicles.car, household.house,
+    household.table, nature.tree, nature.donut, household.lamp, household.mug, vehicles.airplane, animals.duck,
+    vehicles.boat, animals.cat, animals.fish, nature.cactus, household.teapot, household.castle, nature.apple,
+    household.robot, household.umbrella, vehicles.train, vehicles.helicopter, animals.penguin, animals.turtle,
+    animals.elephant, animals.bear, nature.hamburger, household.sofa, household.gift, nature.pumpkin)}
 SHAPES = tuple(_MAKERS)
 SCENES = ("room",)
 NAMES = SHAPES + SCENES
 
 
 def held_out(name: str) -> tuple[str, ...]:
-    """Returns the looks in which no denoiser is shown `name`: three of fifteen, and every look is missed by some name."""
+    """Returns the looks in which no denoiser is shown `name`: three of fifteen; some name misses each look."""
     first = 4 * NAMES.index(name) % len(LOOKS)
     return tuple(LOOKS[(first + step) % len(LOOKS)] for step in (0, 5, 10))
 
@@ -46,9 +46,13 @@ class Thing:
     high: Point = (1.0, 1.0, 1.0)
     support: int = 0  # how many of the parts, the last ones, belong to what it stands on, and have that one's look
 
+    def local(self, p: Tensor) -> Tensor:
+        """Returns points of the world in design units."""
+        return p / self.scale + column(self.middle, p)
+
     def distances(self, p: Tensor) -> Tensor:
         """Returns the signed distance of points to each part, [parts, N]."""
-        q = p / self.scale + column(self.middle, p)
+        q = self.local(p)
         return torch.stack([solid(q) for solid, _ in self.parts]) * self.scale
 
     def distance(self, p: Tensor) -> Tensor:

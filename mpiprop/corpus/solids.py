@@ -2,7 +2,7 @@
 
 World units and axes as everywhere in mpiprop: z up, the object's front towards +x, its left +y. The distances are exact
 or lower bounds, which is what sphere tracing needs (Hart, The Visual Computer 12, 1996); those of ellipsoids and of
-waves are approximations of first order. Shapes: points are [3, N], so that a coordinate is contiguous; distances are [N].
+waves are approximations of first order. Shapes: points are [3, N], so that a coordinate is contiguous; distances [N].
 """
 
 from __future__ import annotations
