@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.corpus import (COLOURS, SHAPES, VIEWS, Shots, caption, coarse_phrase, draw_shots, held_out, render, toward,
-                          trace, view_phrase)
+from mpiprop.corpus.captions import VIEWS, caption, coarse_phrase, view_phrase
+from mpiprop.corpus.colours import matrix
+from tools.corpus import COLOURS, SHAPES, held_out, render, trace
+from tools.dataset import draw_shots
+from tools.tracer import Shots, toward
 
 WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
 
@@ -89,8 +92,8 @@ def test_the_named_colour_prevails_and_composites_linearly():
     views = shots((20, 15), (200, 40))
     for shape in SHAPES:
         layers = trace(shape, views)
-        assert layers.named.sum() > 0.3 * layers.alpha.sum(), shape
-    red, blue = torch.tensor([COLOURS["red"]]), torch.tensor([COLOURS["blue"]])
+        assert layers.named[..., 0].sum() > 0.3 * layers.alpha.sum(), shape
+    red, blue = matrix("red")[None], matrix("blue")[None]
     mixed = layers.over((red + blue) / 2, torch.ones(3))
     assert torch.allclose(mixed, (layers.over(red, torch.ones(3)) + layers.over(blue, torch.ones(3))) / 2, atol=1e-6)
 

@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
-LAYERS = [("core",), ("config",), ("geometry", "picard", "views"), ("optim", "transport"), ("priors", "shapes"),
-          ("appearance", "conditioning"), ("guidance", "render"), ("objective",), ("io", "metrics", "planning"), ("report",),
-          ("run",), ("cli",), ("__main__",)]
+LAYERS = [("core",), ("config",), ("corpus", "geometry", "picard", "views"), ("optim", "transport"),
+          ("priors", "shapes"), ("appearance", "conditioning"), ("guidance", "render"), ("objective",),
+          ("io", "metrics", "planning"), ("report",), ("run",), ("cli",), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),

@@ -20,7 +20,7 @@ from mpiprop.corpus.colours import grain, stripes
 from mpiprop.corpus.objects import RADIUS, Thing
 
 SUPERSAMPLE = 2  # traced pixels per image pixel and axis
-STEPS = 64  # of the sphere tracer, at most
+STEPS = 160  # of the sphere tracer, at most
 TOLERANCE = 1.2e-3  # distance to the surface that counts as a hit
 CELLS = 80  # of the grid of distances, per axis
 NAMED = 4  # layers that the look multiplies: light, grain, stripes, gleam
