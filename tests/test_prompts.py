@@ -10,10 +10,10 @@ import tiny_models
 import torch
 
 from mpiprop.core.errors import UserError
+from mpiprop.corpus.captions import view_phrase
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.conditioning.text import Eight, Four, Plain, TextConditions
 from mpiprop.views.cameras import orbit
-from mpiprop.corpus.captions import view_phrase
 
 AZIMUTH = torch.linspace(-math.pi + 0.01, math.pi, 97)
 ELEVATION = torch.linspace(-0.6, 1.5, 97)[torch.arange(97) * 31 % 97]  # in another order than the azimuths
