@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -16,6 +17,9 @@ from tools.dataset import SIZE, TOKENS, draw_inside, draw_shots, load_tokenizer,
 from tools.tracer import Shots, Tracer, still
 
 FOVY = math.radians(45)
+
+
+tracer = functools.cache(tracer_of)  # of a name, on a table or not
 
 
 def shots(*degrees: tuple[float, float]) -> Shots:
@@ -61,7 +65,7 @@ def test_views_show_what_a_walk_along_each_ray_meets(name: str) -> None:
     inside = torch.cat([solid.distance(some.reshape(3, -1)).reshape(-1, len(steps)) < 0.001
                         for some in points.split(64, dim=1)])
     met, first = inside.any(dim=1), steps[inside.int().argmax(dim=1)]
-    depth = Tracer(solid).depth(view, size).flatten()
+    depth = tracer(name, False).depth(view, size).flatten()
     assert (depth.isfinite() == met).float().mean() > 0.985
     both, forward = depth.isfinite() & met, -(direction * origin[:, None]).sum(dim=0) / 1.7
     assert ((depth - first * forward)[both].abs() < 0.02).float().mean() > 0.97
@@ -69,18 +73,18 @@ def test_views_show_what_a_walk_along_each_ray_meets(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_without_shade_has_the_colours_of_the_truth(name: str) -> None:
-    tracer = tracer_of(name, False)
+    things = tracer(name, False)
     view = draw_inside(1, torch.Generator().manual_seed(0)) if name == "room" else shots((30, 20))
     bright = Shots(**(vars(view) | {"ambient": torch.ones(1), "centre": torch.zeros(1, 3)}))
-    layers = tracer.trace(bright, SIZE)
+    layers = things.trace(bright, SIZE)
     origin, direction = rays(bright, 2 * SIZE)
-    depth = tracer.depth(bright, 2 * SIZE).flatten()
+    depth = things.depth(bright, 2 * SIZE).flatten()
     seen = depth.isfinite()
     forward = -(direction * origin[:, None]).sum(dim=0) / float(bright.distance)
     points = origin[:, None] + direction * (depth / forward)
     for look in ("green", "striped", "wooden"):
         true = torch.ones(len(depth), 3)
-        true[seen] = tracer.thing.colour(points[:, seen], look)
+        true[seen] = things.thing.colour(points[:, seen], look)
         true = F.avg_pool2d(true.reshape(1, 2 * SIZE, 2 * SIZE, 3).movedim(-1, 1), 2)[0].movedim(0, -1)
         found = layers.over(matrix(look)[None], torch.ones(3))[0]
         assert (found - true).abs().mean() < 0.004
@@ -88,21 +92,21 @@ def test_a_picture_without_shade_has_the_colours_of_the_truth(name: str) -> None
 
 def test_every_object_has_parts_of_its_own_colour_beside_the_named_one() -> None:
     for name in SHAPES:
-        views = Tracer(thing(name)).trace(shots((20, 15), (110, 20), (200, 40)))
+        views = tracer(name, False).trace(shots((20, 15), (110, 20), (200, 40)), 32)
         share = views.named[..., 0].sum() / views.alpha.sum()
-        assert 0.2 < share < 1 and (name == "table" or views.values[..., :3].amax(dim=-1).max() > 0.2), name
+        assert 0.15 < share < 1 and (name == "table" or views.values[..., :3].amax(dim=-1).max() > 0.2), name
 
 
 def test_objects_stay_inside_the_frame() -> None:
     for number, name in enumerate(SHAPES):
-        alpha = Tracer(thing(name)).trace(draw_shots(4, torch.Generator().manual_seed(number))).alpha
+        alpha = tracer(name, False).trace(draw_shots(4, torch.Generator().manual_seed(number)), 32).alpha
         assert alpha.mean(dim=(1, 2, 3)).min() > 0.03 and ((alpha > 0) & (alpha < 1)).any(), name
         assert alpha[:, [0, -1]].sum() + alpha[:, :, [0, -1]].sum() == 0, name
 
 
 def test_azimuth_is_not_mirrored() -> None:
     """The mug's handle is on +y: at the picture's right from the front, at its left from behind."""
-    alpha = Tracer(thing("mug")).trace(shots((0, 0), (180, 0))).alpha[..., 0] > 0.5
+    alpha = tracer("mug", False).trace(shots((0, 0), (180, 0))).alpha[..., 0] > 0.5
     for picture, side in zip(alpha, (1, -1)):
         rows = torch.nonzero(picture)[:, 0]
         top, bottom = picture[rows.min() + 2], picture[(rows.min() + rows.max()) // 2]  # above the handle, through it
@@ -113,14 +117,14 @@ def test_azimuth_is_not_mirrored() -> None:
 @pytest.mark.parametrize("name", ["chair", "car", "house", "snowman", "rocket", "duck", "boat", "cat", "fish", "robot",
                                   "train", "penguin", "elephant", "bear", "sofa", "pumpkin", "mug", "helicopter"])
 def test_front_and_back_differ_in_the_objects_that_have_a_front(name: str) -> None:
-    front, back = Tracer(thing(name)).trace(shots((0, 5), (180, 5))).over(matrix("green")[None], torch.ones(3))
+    front, back = tracer(name, False).trace(shots((0, 5), (180, 5))).over(matrix("green")[None], torch.ones(3))
     assert ((front - back).abs().amax(dim=-1) > 0.25).sum() > 40
 
 
 def test_an_object_on_a_table_stands_on_it_and_has_its_own_look() -> None:
     both = thing("duck", on_table=True)
     own, table = len(both.parts) - both.support, both.parts[-both.support:]
-    layers = Tracer(both).trace(shots((30, 20)))
+    layers = tracer("duck", True).trace(shots((30, 20)))
     red, blue, green = (matrix(look)[None] for look in ("red", "blue", "green"))
     white = torch.ones(3)
     repainted = (layers.over(red, white, blue) - layers.over(red, white, green)).abs().amax(dim=-1)[0] > 0.1
@@ -135,7 +139,7 @@ def test_an_object_on_a_table_stands_on_it_and_has_its_own_look() -> None:
 
 def test_the_room_surrounds_its_cameras() -> None:
     views = draw_inside(6, torch.Generator().manual_seed(1))
-    layers, depth = tracer_of("room", False).trace(views, 24), tracer_of("room", False).depth(views, 24)
+    layers, depth = tracer("room", False).trace(views, 24), tracer("room", False).depth(views, 24)
     assert layers.alpha.min() == 1 and depth.isfinite().all() and layers.named[..., 0].mean() > 0.1
 
 
@@ -146,7 +150,7 @@ def test_views_are_the_same_every_time() -> None:
 
 def test_looks_are_many_and_tell_apart() -> None:
     assert len(COLOURS) == 12 and MATERIALS == ("wooden", "golden", "striped")
-    layers = Tracer(thing("mug")).trace(shots((30, 20)))
+    layers = tracer("mug", False).trace(shots((30, 20)))
     pictures = torch.stack([layers.over(matrix(look)[None], torch.ones(3))[0] for look in LOOKS])
     apart = (pictures[:, None] - pictures).abs().amax(dim=-1).mean(dim=(2, 3)) + torch.eye(len(LOOKS))
     assert apart.min() > 0.03
