@@ -2,22 +2,14 @@
 and when stopped after every other slide and gone on with, inside stages and between them."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import pytest
 import tiny_models
-import torch
+from stopped import MPI, ended, follow
 
-from mpiprop.run import checkpoint
 from mpiprop.config import loader
-from mpiprop.io import photograph
-from mpiprop.core.errors import Preempted
-from mpiprop.run.log import Log
-from mpiprop.run.driver import Drive
-from mpiprop.run.stage import Stage
-from mpiprop.transport.serial import Serial
+from mpiprop.run import checkpoint
 
 SYSTEMS = ("demo/magic3d", "demo/textmesh", "demo/prolificdreamer", "demo/dreamgaussian", "demo/dreamgaussian-image",
            "demo/zero123", "demo/zero123-gaussians")
@@ -31,13 +23,6 @@ SIZES = {"DMTet": GRID | {"resolution": 10},
          "TexturedMesh": {"resolution": 10, "texture": 16, "threshold": 0.3}}
 SCHEDULES = {"batch": [[0, 2], [2, 1]], "size": [[0, 8], [3, 12]]}  # both change within a window
 LORAS = {0: {"loras": 2, "average_every": 2}, 2: {"loras": 3}}  # of ProlificDreamer's stages
-MPI = """import json, sys
-from pathlib import Path
-from mpiprop.run.program import main
-for name, overrides, folder in json.loads(sys.argv[1]):
-    if code := main(name, overrides, Path(folder), True):
-        sys.exit(code)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -68,38 +53,6 @@ def small(name: str, model: Path, *more: str) -> list[str]:
             keys[f"{at}terms.1.views.size"] = [[0, 8], [3, 12]]
     subject = f"image={model / 'disc.png'}" if "reference" in tree else "prompt=a red mushroom"
     return [subject, *(f"{key}={json.dumps(value)}" for key, value in keys.items()), *more]
-
-
-def follow(name: str, overrides: list[str], folder: Path, stop: bool) -> bool:
-    """The run in this process from where it is to its end, or its next two slides alone; whether it is complete."""
-    run, reference = loader.load(name, overrides), None
-    if run.image:
-        reference = photograph.read(run.image, run.reference)
-        run = replace(run, reference=replace(run.reference, sha256=reference.sha256))
-    folder.mkdir(exist_ok=True)
-    before = slides(folder)
-    found = checkpoint.load(folder / "window.h5") if (folder / "window.h5").exists() else None
-    (folder / "config.yaml").write_text(text := loader.resolved(run))
-    for index in range([stage.name for stage in run.stages].index(found.stage) if found else 0, len(run.stages)):
-        stage = Stage(run, index, torch.device("cpu"), reference)
-        transport = Serial(stage.unit(stage.embeddings()), lambda: stop and slides(folder) > before + 1)
-        try:
-            drive = Drive(run, text, stage, folder, Log(folder), index + 1 == len(run.stages))
-            drive.begin()
-            drive(transport)
-        except Preempted:
-            return ended(folder)[0]
-    return True
-
-
-def slides(folder: Path) -> int:
-    return (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
-
-
-def ended(folder: Path) -> tuple[bool, str, bytes]:
-    """Whether the run is complete, its stage, and /x/flat."""
-    with h5py.File(folder / "window.h5") as file:
-        return bool(file.attrs["complete"]), file.attrs["stage"].decode(), file["x/flat"][()].tobytes()
 
 
 @pytest.fixture(scope="module")

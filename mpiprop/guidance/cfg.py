@@ -3,18 +3,15 @@
 Letters: B images, K Perp-Neg negatives, predictions [B, C, h, w].
 """
 
-from typing import Literal
-
 from torch import Tensor
 
 
-def guided(uncond: Tensor, cond: Tensor, scale: float, form: Literal["A", "B"], rescale: float = 0.0) -> Tensor:
-    """Returns the noise prediction under classifier-free guidance (Ho and Salimans 2022, Eq. (6)).
+def guided(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+    """Returns the noise prediction under classifier-free guidance (Ho and Salimans 2022, Eq. (6), whose w is scale - 1).
 
-    Form A: cond + scale (cond - uncond); form B: uncond + scale (cond - uncond). `rescale` mixes in a prediction with
-    the standard deviation of cond (Lin et al. 2023, Eqs. (15) and (16)).
+    `rescale` mixes in a prediction with the standard deviation of cond (Lin et al. 2023, Eqs. (15) and (16)).
     """
-    eps = uncond + (scale + (form == "A")) * (cond - uncond)
+    eps = uncond + scale * (cond - uncond)
     if not rescale:
         return eps
     dims = tuple(range(1, eps.ndim))

@@ -21,7 +21,7 @@ from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.guidance.cfg import guided, perp_neg
 from mpiprop.guidance.queries import Asking, Query, answered
-from mpiprop.guidance.timesteps import WEIGHTS, annealed, uniform_timesteps
+from mpiprop.guidance.timesteps import WEIGHTS, Weighting, annealed, uniform_timesteps
 from mpiprop.priors.base import Inputs, Prior, alpha_bar_at, alpha_sigma
 from mpiprop.views.cameras import Image, Views
 
@@ -67,6 +67,11 @@ class Sample:
         """Returns the question to the prior."""
         return Query(self.prior, x_t, t, inputs)
 
+    def predicted(self, x_t: Tensor, t: Tensor, inputs: Inputs) -> Asking[Tensor]:
+        """A coroutine that returns the prior's noise prediction."""
+        (eps,) = yield [self.ask(x_t, t, inputs)]
+        return eps
+
 
 class Distillation:
     """The gradient w(t) residual of each view in the prior's space, carried to the image by the encoder.
@@ -82,9 +87,8 @@ class Distillation:
     name: str  # of half the squared gradient in the log
     reads_normals = False
 
-    def __init__(self, prior: Prior, prompts: Conditions, *,
-                 weighting: Literal["sds", "uniform", "fantasia3d", "snr"] = "sds", t_min: Schedule = 0.02,
-                 t_max: Schedule = 0.98, anneal: int = 0, per_sample_t: bool = True,
+    def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "sds",
+                 t_min: Schedule = 0.02, t_max: Schedule = 0.98, anneal: int = 0, per_sample_t: bool = True,
                  grad_clip: Schedule | None = None) -> None:
         self.prior, self.prompts, self.weight = prior, prompts.to(prior.device), WEIGHTS[weighting]
         self.t_min, self.t_max, self.anneal, self.per_sample_t = t_min, t_max, anneal, per_sample_t
@@ -125,12 +129,17 @@ class Distillation:
 
     def band(self, tau: int) -> tuple[int, int]:
         """Returns the least and the largest timestep of step tau."""
-        T, lo, hi = len(self.prior.alpha_bar), at(self.t_min, tau), at(self.t_max, tau)
+        T, (lo, hi) = len(self.prior.alpha_bar), self.fractions(tau)
+        return min(round(T * lo), T - 1), min(round(T * hi), T - 1)
+
+    def fractions(self, tau: int) -> tuple[float, float]:
+        """Returns the same as fractions of all timesteps. Raises UserError where the range is empty."""
+        lo, hi = at(self.t_min, tau), at(self.t_max, tau)
         if self.anneal:
             lo = hi = annealed(tau, self.anneal, lo, hi)
         if not 0 <= lo <= hi <= 1:
             raise UserError(f"t_min {lo:g} and t_max {hi:g} at step {tau}: need 0 <= t_min <= t_max <= 1")
-        return min(round(T * lo), T - 1), min(round(T * hi), T - 1)
+        return lo, hi
 
     def timesteps(self, B: int, tau: int, rng: Streams) -> Tensor:
         """Returns the timesteps [B] of the step, on the CPU."""
@@ -142,24 +151,50 @@ class Distillation:
 class Guided(Distillation):
     """A distillation under classifier-free guidance.
 
-    scale: of classifier-free guidance
-    cfg: A: cond + scale (cond - uncond), as DreamFusion; B: uncond + scale (cond - uncond), as Perp-Neg was published
+    scale: of classifier-free guidance, uncond + scale (cond - uncond); 1: the conditional prediction. The scale of a paper
+        that writes cond + scale (cond - uncond) is less by 1
     rescale: mix of the prediction rescaled to the conditional one's deviation, against saturation; 0: off
     """
 
-    def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 7.5, cfg: Literal["A", "B"] = "B",
-                 rescale: float = 0.0, **keys: object) -> None:
+    def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 7.5, rescale: float = 0.0,
+                 **keys: object) -> None:
         super().__init__(prior, prompts, **keys)
-        self.scale, self.cfg, self.rescale = scale, cfg, rescale
+        self.scale, self.rescale = scale, rescale
 
-    def guided(self, sample: Sample, x_t: Tensor, t: Tensor) -> Asking[Tensor]:
-        """A coroutine that returns the guided noise prediction in x_t, with Perp-Neg where the condition has negatives."""
-        condition = sample.condition
-        cond, uncond, *negatives = yield [sample.ask(x_t, t, inputs) for inputs in (
-            condition.positive, condition.unconditional, *condition.negatives)]
-        if negatives:
-            cond = perp_neg(uncond, cond, torch.stack(negatives), condition.weights)
-        return guided(uncond, cond, at(self.scale, sample.tau), self.cfg, self.rescale)
+    def guided(self, sample: Sample, x_t: Tensor, t: Tensor, scale: float | None = None) -> Asking[Tensor]:
+        """A coroutine that returns the noise prediction in x_t guided by `scale`, the guidance's own where it is None."""
+        uncond, cond = yield from predictions(sample, x_t, t)
+        return guided(uncond, cond, self.factor(sample.tau) if scale is None else scale, self.rescale)
+
+    def factor(self, tau: int) -> float:
+        """Returns the scale at step tau."""
+        return at(self.scale, tau)
+
+
+class GuidedEitherForm(Guided):
+    """A distillation under classifier-free guidance whose scale is given in either of the published forms.
+
+    scale: of classifier-free guidance
+    cfg: A: cond + scale (cond - uncond), as DreamFusion; B: uncond + scale (cond - uncond), as Perp-Neg was published
+    """
+
+    def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 7.5, cfg: Literal["A", "B"] = "B",
+                 **keys: object) -> None:
+        super().__init__(prior, prompts, scale=scale, **keys)
+        self.cfg = cfg
+
+    def factor(self, tau: int) -> float:
+        """Returns the scale of form B at step tau."""
+        return at(self.scale, tau) + (self.cfg == "A")
+
+
+def predictions(sample: Sample, x_t: Tensor, t: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+    """A coroutine that returns the unconditional and the conditional noise prediction in x_t, the latter moved by Perp-Neg
+    where the condition has negatives."""
+    condition = sample.condition
+    cond, uncond, *negatives = yield [sample.ask(x_t, t, inputs) for inputs in (
+        condition.positive, condition.unconditional, *condition.negatives)]
+    return uncond, perp_neg(uncond, cond, torch.stack(negatives), condition.weights) if negatives else cond
 
 
 def clipped(g: Tensor, bound: float) -> Tensor:

@@ -15,13 +15,13 @@ from mpiprop.conditioning.base import Conditions
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import Streams
-from mpiprop.guidance.distillation import Guided, Sample
+from mpiprop.guidance.distillation import GuidedEitherForm, Sample
 from mpiprop.guidance.queries import Asking, answered
 from mpiprop.priors.base import Prior
 from mpiprop.views.cameras import Image, Views
 
 
-class Refine(Guided):
+class Refine(GuidedEitherForm):
     """The squared distance of each view to what the prior makes of it in some steps; nothing of the prior is differentiated.
 
     scale: of classifier-free guidance

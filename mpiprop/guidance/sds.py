@@ -6,12 +6,12 @@ from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
 from mpiprop.core.schedules import Schedule
-from mpiprop.guidance.distillation import Guided, Sample
+from mpiprop.guidance.distillation import GuidedEitherForm, Sample
 from mpiprop.guidance.queries import Asking
 from mpiprop.priors.base import Prior
 
 
-class SDS(Guided):
+class SDS(GuidedEitherForm):
     """The gradient w(t) (eps_guided - eps) of each view in the prior's space, carried to the image by the encoder."""
 
     name = "sds"

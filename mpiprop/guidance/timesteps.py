@@ -1,10 +1,12 @@
 """At which noise levels a guidance looks, and how much each counts."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
+Weighting = Literal["sds", "uniform", "fantasia3d", "snr"]
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sds": lambda alpha_bar: 1 - alpha_bar,  # DreamFusion, section 3
     "uniform": torch.ones_like,  # Magic3D

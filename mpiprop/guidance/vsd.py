@@ -12,14 +12,14 @@ from torch import Tensor
 from mpiprop.conditioning.base import Conditions
 from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import uniform
-from mpiprop.guidance.distillation import Guided, Sample
+from mpiprop.guidance.distillation import GuidedEitherForm, Sample
 from mpiprop.guidance.queries import Asking, Query, together
 from mpiprop.guidance.timesteps import uniform_timesteps
 from mpiprop.priors.base import Inputs, Prior
 from mpiprop.priors.lora import Lora
 
 
-class VSD(Guided):
+class VSD(GuidedEitherForm):
     """The gradient w(t) (eps_guided - eps_lora) of each view in the prior's space, carried to the image by the encoder.
 
     lora_weight: of the LoRA's own loss, denoising the renders at any t

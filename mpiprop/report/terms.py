@@ -6,11 +6,11 @@ PARTS = {
     "transport_s": "Communication and waiting",
     "checkpoint_s": "Saving checkpoints",
 }
+DISTILLATIONS = {"sds": "SDS", "sjc": "SJC", "vsd": "VSD", "csd": "CSD", "asd": "ASD", "nfsd": "NFSD", "ism": "ISM",
+                 "sdi": "SDI", "cds": "CDS", "bridge": "SDS-Bridge"}
 TERMS = {
-    "sds": ("Guidance (SDS)", "Half the squared size of the score distillation gradient. It is no distance to a goal: it falls "
-            "a little and goes on wandering."),
-    "vsd": ("Guidance (VSD)", "Half the squared size of the variational score distillation gradient. It is no distance to a "
-            "goal: it need not fall."),
+    **{name: (f"Guidance ({title})", f"Half the squared size of the gradient of {title}. It is no distance to a goal: "
+              "it need not fall.") for name, title in DISTILLATIONS.items()},
     "lora": ("LoRA loss", "Error of the noise that the LoRA predicts in renders; it should fall early and then stay."),
     "refine": ("Refinement loss", "Mean squared distance of the renders to what the prior makes of them; it should fall."),
     "grad_norm": ("Size of the gradient", "Norm of the guidance's gradient in the rendered images. Steady is good; bursts mean "
