@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mpiprop import report
+from mpiprop.config.components import OWN, find
 from mpiprop.core.errors import UserError
 from mpiprop.io import files, pictures
 from mpiprop.io.mesh import Mesh
@@ -154,7 +155,8 @@ def test_the_judge_is_asked_only_about_what_it_knows(tmp_path: Path) -> None:
 
 
 def test_every_number_that_runs_log_is_explained() -> None:
-    assert {*PENALTIES, *LOSSES, "sds", "vsd", "lora", "refine", "grad_norm", "t", "psnr", "points"} == set(TERMS)
+    objectives = {name for use in OWN["guidance"] if (name := getattr(find(use).load(), "name", None))}
+    assert {*PENALTIES, *LOSSES, *objectives, "lora", "refine", "grad_norm", "t", "psnr", "points"} == set(TERMS)
 
 
 def test_whatever_is_missing_is_left_out(tmp_path: Path) -> None:
