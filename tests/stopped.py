@@ -14,7 +14,7 @@ from mpiprop.run.driver import Drive
 from mpiprop.run.log import Log
 from mpiprop.run.stage import Stage
 from mpiprop.transport.serial import Serial
-from mpiprop.transport.sharded import Shared
+from mpiprop.transport.sharded import Sharded
 
 MPI = """import json, sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def follow(name: str, overrides: list[str], folder: Path, stop: bool) -> bool:
     for index in range([stage.name for stage in run.stages].index(found.stage) if found else 0, len(run.stages)):
         stage = Stage(run, index, torch.device("cpu"), reference)
         unit, shards = stage.unit(stage.embeddings()), stage.config.window.shards
-        transport = Serial(unit if shards == 1 else Shared(unit, shards), lambda: stop and slides(folder) > before + 1)
+        transport = Serial(unit if shards == 1 else Sharded(unit, shards), lambda: stop and slides(folder) > before + 1)
         try:
             drive = Drive(run, text, stage, folder, Log(folder), index + 1 == len(run.stages))
             drive.begin()

@@ -28,7 +28,7 @@ from mpiprop.guidance.sds import SDS
 from mpiprop.guidance.sjc import SJC
 from mpiprop.guidance.vsd import VSD
 from mpiprop.run.stage import Stage
-from mpiprop.transport.sharded import Shared
+from mpiprop.transport.sharded import Sharded
 
 B = 5
 TEXTS = {"negative_text": "bad", "inversion_text": "other", "target": "prompt", "source": "bad", "plain": "prompt"}
@@ -285,7 +285,7 @@ def test_parts_add_up_to_the_batch(name):
     whole = unit(theta, 3)
     grad, told = whole.grad.clone(), whole.scalars[RUNS[name]["use"].lower()]
     for parts in (2, 5):
-        shared = Shared(unit, parts)(theta, 3)
+        shared = Sharded(unit, parts)(theta, 3)
         assert (shared.grad - grad).norm() < 1e-4 * grad.norm()
         assert shared.scalars[RUNS[name]["use"].lower()] == pytest.approx(told, rel=1e-4)
 
