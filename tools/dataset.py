@@ -44,8 +44,8 @@ def draw_shots(count: int, generator: torch.Generator) -> Shots:
 
 
 def draw_inside(count: int, generator: torch.Generator) -> Shots:
-    """Returns cameras inside a scene that look through its middle: distance 0.1-0.5, elevation in [-5, 25] deg, field of
-    view 60-90 deg, light from above them."""
+    """Returns cameras inside a scene that look through its middle: distance 0.1-0.5, elevation in [-5, 25] deg, field
+    of view 60-90 deg, light from above them."""
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
@@ -68,8 +68,10 @@ def draw_backgrounds(count: int, size: int, generator: torch.Generator) -> Tenso
 
 def traced(tracer: Tracer, shots: Shots) -> Tensor:
     """Returns the layers of views as bytes [N, H, W, layers]."""
-    found = [tracer.trace(shots[i:i + 16].to(DEVICE), SIZE).values for i in range(0, len(shots.azimuth), 16)]
-    return torch.cat([(255 * values).round().byte().cpu() for values in found])
+    found, at_once = [], 16 if DEVICE == "cpu" else 256
+    for i in range(0, len(shots.azimuth), at_once):
+        found.append((255 * tracer.trace(shots[i:i + at_once].to(DEVICE), SIZE).values).round().byte().cpu())
+    return torch.cat(found)
 
 
 def tracer_of(name: str, on_table: bool) -> Tracer:
@@ -77,7 +79,7 @@ def tracer_of(name: str, on_table: bool) -> Tracer:
 
 
 def write_corpus(out: Path) -> None:
-    """Writes out/corpus/NAME.pt: layers as bytes [N, H, W, layers] and the angles [N, 2]; those on a table are the last."""
+    """Writes out/corpus/NAME.pt: layers as bytes [N, H, W, layers] and angles [N, 2]; those on a table are the last."""
     (out / "corpus").mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(NAMES):
         path, generator = out / "corpus" / f"{name}.pt", torch.Generator().manual_seed(seed)

@@ -39,7 +39,7 @@ def draw_groups(count: int, generator: torch.Generator) -> Shots:
 
 
 def write_posed(out: Path) -> None:
-    """Writes out/posed/SHAPE.pt: layers as bytes [4 G, H, W, layers] and cameras [4 G, 3] (azimuth, elevation, distance)."""
+    """Writes out/posed/SHAPE.pt: layers as bytes [4 G, H, W, layers], cameras [4 G, 3] (azimuth, elevation, distance)."""
     (out / "posed").mkdir(parents=True, exist_ok=True)
     for number, shape in enumerate(SHAPES):
         path = out / "posed" / f"{shape}.pt"
@@ -86,7 +86,7 @@ def group_looks(shape: Tensor, generator: torch.Generator) -> Tensor:
 def write_latents(out: Path, vae: nn.Module) -> None:
     """Writes out/posed/latents.pt: for white and for random backgrounds (one a group) moments [P, N, 2, 4, 16, 16], not
     scaled, and looks [P, N]."""
-    path, data = out / "posed" / "latents.pt", Posed.load(out)
+    path, data, vae = out / "posed" / "latents.pt", Posed.load(out), vae.to(DEVICE)
     if path.exists():
         return
     found: dict[str, list[Tensor]] = {key: [] for key in ("white", "white_look", "mixed", "mixed_look")}

@@ -133,7 +133,7 @@ class Tracer:
         return torch.cat(hits), torch.cat(points, dim=1)
 
     def normals(self, p: Tensor, which: Tensor) -> Tensor:
-        """Returns the unit normals [3, M] of the parts `which` [M] at points: differences at a tetrahedron's corners."""
+        """Returns the unit normals [3, M] of the parts `which` [M] at points, by differences at four corners."""
         q, normal = self.thing.local(p), torch.zeros_like(p)
         for part, (solid, _) in enumerate(self.thing.parts):
             rows = torch.nonzero(which == part)[:, 0]
@@ -146,7 +146,7 @@ class Tracer:
 
     @torch.no_grad()
     def depth(self, shots: Shots, size: int = 64) -> Tensor:
-        """Returns the depth along the optical axis [B, H, W] of B views at the pixels' centres, infinite where nothing is."""
+        """Returns the depth along the optical axis [B, H, W] at the pixels' centres, infinite where nothing is."""
         origin, direction = _rays(shots, size)
         index, p = self.march(origin, direction)
         inward = -toward(shots.azimuth, shots.elevation)[index // size**2].T

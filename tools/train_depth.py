@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from mpiprop.corpus.objects import NAMES, SCENES
-from tools.dataset import PALETTE, SIZE, degraded, draw_backgrounds, draw_inside, draw_looks, draw_shots, traced, tracer_of
+from tools.dataset import (PALETTE, SIZE, degraded, draw_backgrounds, draw_inside, draw_looks, draw_shots, traced,
+                           tracer_of)
 from tools.tracer import Layers
 from tools.train_prior import WEIGHTS
-from tools.training import DEVICE, Plan, averaged, half_precision, on_device, seeded, sheet, train
+from tools.training import DEVICE, Plan, averaged, half_precision, on_device, on_this_device, seeded, sheet, train
 
 ALONE, ON_TABLE = 240, 40  # views of each object; the last KEPT of each kind are kept for tests
 KEPT = 8
-PLAN = Plan(steps=5000, batch=48, rate=8e-4, seed=20, average=0.998)
+PLAN = on_this_device({"depth": Plan(steps=5000, batch=48, rate=8e-4, seed=20, average=0.998)},
+                      gpu={"depth": (6000, 128)})["depth"]
 
 
 def relative(depth: Tensor) -> Tensor:
@@ -77,9 +79,10 @@ def new_network() -> nn.Module:
     from transformers import DPTConfig, DPTForDepthEstimation
 
     return DPTForDepthEstimation(DPTConfig(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, image_size=SIZE, patch_size=8,
-        backbone_out_indices=[0, 1, 2, 3], reassemble_factors=[2, 1, 0.5, 0.25], neck_hidden_sizes=[32, 48, 64, 64],
-        fusion_hidden_size=48, readout_type="ignore", use_auxiliary_head=False, use_batch_norm_in_fusion_residual=False))
+        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, image_size=SIZE,
+        patch_size=8, backbone_out_indices=[0, 1, 2, 3], reassemble_factors=[2, 1, 0.5, 0.25],
+        neck_hidden_sizes=[32, 48, 64, 64], fusion_hidden_size=48, readout_type="ignore", use_auxiliary_head=False,
+        use_batch_norm_in_fusion_residual=False))
 
 
 def error_of(found: Tensor, true: Tensor) -> Tensor:
@@ -110,9 +113,9 @@ def train_depth(out: Path) -> None:
         found = torch.cat([finished(2 * some - 1).predicted_depth for some in images.split(64)])
     inside = depth > 0
     inner = [torch.corrcoef(torch.stack([a[m], b[m]]))[0, 1] for a, b, m in zip(found, depth, inside)]
-    print(f"depth: L1 {float((found - depth).abs().mean()):.4f}, inside the outline "
-          f"{float((found - depth)[inside].abs().mean()):.4f}, correlation there {float(torch.stack(inner).mean()):.3f}",
-          flush=True)
+    error, alike = (found - depth).abs(), float(torch.stack(inner).mean())
+    print(f"depth: L1 {float(error.mean()):.4f}, inside the outline {float(error[inside].mean()):.4f}, "
+          f"correlation there {alike:.3f}", flush=True)
     shown = torch.stack([images, depth[:, None].expand_as(images), found[:, None].expand_as(images)], dim=1)
     sheet(shown[::7][:60].flatten(0, 1).cpu(), 15, out / "depth.png")
 
@@ -124,7 +127,8 @@ def export(out: Path) -> None:
     model, folder = new_network(), WEIGHTS / "depth"
     model.load_state_dict(averaged(out / "depth.pt"))
     model.half().save_pretrained(folder)
-    DPTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    processor = DPTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor.save_pretrained(folder)
     config = folder / "config.json"  # transformers computes in the type named there
     config.write_text(config.read_text().replace("float16", "float32"))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -28,18 +28,19 @@ from mpiprop.corpus.objects import NAMES, held_out
 from tools.dataset import (PAIRS, PHRASES, SIZE, Corpus, Drawn, augmented, degraded, load_tokenizer, text_sizes,
                            write_corpus, write_tokenizer)
 from tools.measure_prior import measure, sample
-from tools.training import DEVICE, Plan, averaged, half_precision, on_device, seeded, sheet, train, weighted
+from tools.training import (DEVICE, Plan, averaged, half_precision, on_device, on_this_device, seeded, sheet, train,
+                            weighted)
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
 LATENT_CHANNELS, SHARDS = 4, 2
-PLANS = {
+PLANS = on_this_device({
     "vae": Plan(steps=5000, batch=16, rate=1.5e-3, seed=1, warmup=50, average=0.998),
     "unet": Plan(steps=30000, batch=32, rate=6e-4, seed=2, average=0.9995),
     "judge": Plan(steps=9000, batch=64, rate=8e-4, seed=3, decay=0.05, average=0.998),
-}
+}, gpu={"vae": (6000, 48), "unet": (14000, 256), "judge": (6000, 192)})
 ALIKE = ("mushroom", "table", "tree", "lamp", "umbrella", "hamburger", "apple", "gift")  # from every side
 
 
@@ -240,7 +241,9 @@ def judge(out: Path) -> None:
         told = [phrases[i][0] if shown else "" for i, shown in zip(drawn.view.tolist(), with_view)]
         texts = data.captions(drawn, told) + data.captions(wrong, told)
         plain = data.captions(drawn, [""] * plan.batch) + data.captions(wrong, [""] * plan.batch)
-        same = torch.tensor([[a == b for b in plain] for a in plain[:plan.batch]]).fill_diagonal_(False)
+        number = {text: i for i, text in enumerate(plain)}
+        kind = torch.tensor([number[text] for text in plain])
+        same = (kind[:plan.batch, None] == kind).fill_diagonal_(False)
         with half_precision():
             scores = logits(model, images, tokens(texts).to(DEVICE))
         return F.cross_entropy(scores.masked_fill(same.to(DEVICE), -1e4), torch.arange(plan.batch, device=DEVICE))

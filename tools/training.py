@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,13 @@ class Plan:
 
     def factor(self, step: int) -> float:
         return min(1.0, (step + 1) / self.warmup, max(self.steps - step, 0) / (0.25 * self.steps))
+
+
+def on_this_device(plans: dict[str, Plan], gpu: dict[str, tuple[int, int]]) -> dict[str, Plan]:
+    """Returns the plans, on a GPU with the steps and batches given for it."""
+    if DEVICE == "cpu":
+        return plans
+    return {name: replace(plan, steps=gpu[name][0], batch=gpu[name][1]) for name, plan in plans.items()}
 
 
 def half_precision() -> torch.autocast:
@@ -74,8 +81,8 @@ def train(model: nn.Module, plan: Plan, loss: Callable[[int, torch.Generator], T
         mean = value.detach() if mean is None else torch.lerp(value.detach(), mean, 0.98)
         if (step + 1) % 100 == 0:
             seconds, cpu = time.monotonic() - begun, time.process_time() - used
-            print(f"{path.stem}: step {step + 1}/{plan.steps} loss {float(mean):.4f}, {seconds:.0f} s, {cpu:.0f} s of CPU",
-                  flush=True)
+            print(f"{path.stem}: step {step + 1}/{plan.steps} loss {float(mean):.4f}, "
+                  f"{seconds:.0f} s, {cpu:.0f} s of CPU", flush=True)
         if time.monotonic() - written > EVERY or step + 1 == plan.steps:
             fresh = path.with_suffix(".new")
             torch.save({"step": step + 1, **{key: state.state_dict() for key, state in states.items()}}, fresh)
@@ -86,8 +93,8 @@ def train(model: nn.Module, plan: Plan, loss: Callable[[int, torch.Generator], T
 
 def weighted(error: Tensor, t: Tensor, scheduler: object, least: float) -> Tensor:
     """Returns the mean of the errors of the noise [B, C, H, W] under the weight that makes it one of the latents
-    weighted SNR clamped to [`least`, 5]: min-SNR (arXiv 2303.09556), and truncated below (arXiv 2202.00512), since where
-    noise hides the picture nothing but the condition says which side is seen."""
+    weighted SNR clamped to [`least`, 5]: min-SNR (arXiv 2303.09556), and truncated below (arXiv 2202.00512), since
+    where noise hides the picture nothing but the condition says which side is seen."""
     bar = scheduler.alphas_cumprod.to(t.device)[t]
     snr = bar / (1 - bar)
     return (error.square().mean(dim=(1, 2, 3)) * (snr.clamp(least, 5) / snr)).mean()
