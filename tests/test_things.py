@@ -13,6 +13,7 @@ from torch import Tensor
 from mpiprop.corpus.captions import VIEWS, caption
 from mpiprop.corpus.colours import COLOURS, LOOKS, MATERIALS, matrix
 from mpiprop.corpus.objects import NAMES, RADIUS, SHAPES, Thing, held_out, thing
+from mpiprop.corpus.truth import truth
 from tools.dataset import SIZE, TOKENS, draw_inside, draw_shots, load_tokenizer, text_sizes, tracer_of, write_tokenizer
 from tools.tracer import Shots, Tracer, still
 
@@ -174,3 +175,17 @@ def test_every_caption_is_whole_words_that_fit_the_tokenizer(tmp_path) -> None:
     longest = tokens([caption("hamburger", "orange", "front right view from above", "orange")])
     assert longest.shape == (1, TOKENS) and longest[0, -1] == text_sizes(tmp_path)["eos_token_id"]
     assert caption("apple", "orange", "front view", "green") == "an orange apple on a green table, front view"
+
+
+def test_a_prompt_leads_to_its_true_object() -> None:
+    assert truth("a corgi") is truth("a duck") is truth("a red duck and a blue car") is truth("a red duck, a cat") is None
+    for text, name, table, looks in (("a photo of a red mushroom, back view", "mushroom", False, ("red", "")),
+                                     ("An orange DUCK on a wooden table", "duck", True, ("orange", "wooden")),
+                                     ("a blue room", "room", False, ("blue", ""))):
+        found = truth(text)
+        assert found is not None and found.thing is thing(name, table) and (found.look, found.table) == looks
+    mushroom = truth("a red mushroom")
+    assert mushroom is not None
+    inside_cap, outside = torch.tensor([[0.3, 0.0, 0.15]]), torch.tensor([[0.5, 0.5, -0.4]])
+    assert mushroom.distance(inside_cap) < 0 < mushroom.distance(outside)
+    torch.testing.assert_close(mushroom.colour(inside_cap)[0], torch.tensor(COLOURS["red"]))

@@ -94,9 +94,13 @@ def _placed(thing: Thing, scale: float, foot: Point) -> list[Part]:
     return [(moved(solid, shift, total), colour) for solid, colour in thing.parts]
 
 
-@functools.cache
 def thing(name: str, on_table: bool = False) -> Thing:
     """Returns the object of that name, alone or on a table, or the scene of that name, which surrounds the origin."""
+    return _made(name, on_table)
+
+
+@functools.cache
+def _made(name: str, on_table: bool) -> Thing:
     if name in SCENES:
         return Thing(scenes.room(), low=(-1.0, -1.0, -0.7), high=(1.0, 1.0, 0.7))
     if not on_table:
