@@ -27,6 +27,8 @@ from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Reference
 from mpiprop.views.samplers import Random
 from tools import corpus
+from tools.dataset import draw_shots
+from tools.tracer import Shots, toward
 
 STREAMS = Streams(0, 0)
 AROUND = math.pi / 2 * torch.arange(4)
@@ -276,10 +278,10 @@ def test_groups_are_evaluated_in_parts_that_add_up(folders):
 
 def trued(shape: str, azimuth: torch.Tensor) -> tuple[torch.Tensor, object]:
     """True views [B, 3, 64, 64] of a red or blue object on white, and their cameras."""
-    shots = corpus.draw_shots(len(azimuth), STREAMS("shots"))
+    shots = draw_shots(len(azimuth), STREAMS("shots"))
     level = torch.full_like(azimuth, 0.2)
-    shots = corpus.Shots(azimuth, level, torch.full_like(azimuth, 1.8), torch.full_like(azimuth, math.radians(49.1)),
-                         torch.zeros(len(azimuth), 3), corpus.toward(azimuth, level), shots.ambient)
+    shots = Shots(azimuth, level, torch.full_like(azimuth, 1.8), torch.full_like(azimuth, math.radians(49.1)),
+                  torch.zeros(len(azimuth), 3), toward(azimuth, level), shots.ambient)
     rgb, alpha = corpus.render(shape, "blue", shots, torch.ones(len(azimuth), 3))
     return torch.cat([rgb, alpha], -1), orbit(azimuth, 0.2, 1.8, math.radians(49.1), (64, 64))
 

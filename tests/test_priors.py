@@ -10,6 +10,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
+from mpiprop.corpus.captions import caption
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.priors.base import alpha_bar
@@ -17,6 +18,7 @@ from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import DeepFloyd, StableDiffusion
 from mpiprop.priors.parts import BUILTIN
 from tools import corpus
+from tools.dataset import draw_shots
 
 SEEDED = Streams(0, 0)
 CAPTIONS = ["a red chair, front view", "a green mushroom", ""]
@@ -181,7 +183,7 @@ def test_lower_precision_is_close(folders):
 @pytest.mark.skipif(not (BUILTIN / "unet" / "config.json").exists(), reason="no weights in this checkout")
 def test_the_built_in_prior_denoises_a_picture_best_by_its_own_caption():
     """Red cars from in front, noised: other colours, other things and the view from behind explain them worse."""
-    shots = corpus.draw_shots(16, SEEDED("shots"))
+    shots = draw_shots(16, SEEDED("shots"))
     shots = replace(shots, azimuth=0.2 * (shots.azimuth / math.pi), elevation=0.2 * torch.ones(16))
     rgb, _ = corpus.render("car", "red", shots, torch.ones(16, 3))
     prior = StableDiffusion("cpu")
@@ -189,7 +191,7 @@ def test_the_built_in_prior_denoises_a_picture_best_by_its_own_caption():
     assert 0.5 < x0.std() < 2 and (prior.decode(x0) - rgb.movedim(-1, 1)).abs().mean() < 0.05
     bar, eps, t = prior.alpha_bar[600].float(), noise(*x0.shape), torch.full((16,), 600)
     x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
-    captions = [corpus.caption(shape, colour, view) for shape, colour, view in (
+    captions = [caption(shape, colour, view) for shape, colour, view in (
         ("car", "red", "front view"), ("car", "blue", "front view"), ("mushroom", "red", "front view"),
         ("car", "red", "back view"))]
     own, *others = ((prior.eps(x_t, t, text.expand(16, -1, -1)) - eps).square().mean()

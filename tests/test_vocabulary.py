@@ -2,6 +2,7 @@
 
 import pytest
 
+from mpiprop.corpus.captions import COARSE, VIEWS, caption
 from mpiprop.priors.closed_form import ClosedForm
 from mpiprop.priors.diffusion import StableDiffusion
 from mpiprop.priors.mvdream import MVDream
@@ -16,9 +17,9 @@ KNOWN = Vocabulary.builtin()
 def test_every_caption_of_the_corpus_is_known_and_names_a_shape():
     for shape in corpus.SHAPES:
         for colour in corpus.COLOURS:
-            for view in ("", *corpus.VIEWS, *corpus.COARSE):
-                caption = corpus.caption(shape, colour, view)
-                assert not KNOWN.unknown(caption) and KNOWN.names_a_shape(caption)
+            for view in ("", *VIEWS, *COARSE):
+                text = caption(shape, colour, view)
+                assert not KNOWN.unknown(text) and KNOWN.names_a_shape(text)
 
 
 def test_known_words_are_those_that_the_tokenizer_has_whole():
