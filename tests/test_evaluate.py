@@ -18,6 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 import mpiprop
 from mpiprop.run import checkpoint
 from mpiprop.config import loader
+from mpiprop.config.prompts import read_prompts
 from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
@@ -172,11 +173,11 @@ def test_transparent_pictures_are_seen_on_white(tmp_path: Path) -> None:
 def test_prompts_are_read_from_lines_and_json(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red chair\n\n  a green car \n")
     (tmp_path / "a.json").write_text('{"train": ["a red chair"], "test": ["a green car"]}')
-    assert all(prompts.read_prompts(tmp_path / name) == ["a red chair", "a green car"] for name in ("a.txt", "a.json"))
+    assert all(read_prompts(tmp_path / name) == ["a red chair", "a green car"] for name in ("a.txt", "a.json"))
     (tmp_path / "empty.txt").write_text("\n")
     for name in ("empty.txt", "missing.txt"):
         with pytest.raises(UserError, match=name):
-            prompts.read_prompts(tmp_path / name)
+            read_prompts(tmp_path / name)
 
 
 def test_no_judge_there_is_the_users_mistake(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run("toy", "stages.0.optimiser={use: Adan, weight_decay: -1}"), "stages.0.optimiser: weight_decay: needs 0 or more"),
     # components
     (run("toy", "stages.0.shape.use=subprocess:Popen"), "stages.0.shape.use: 'subprocess:Popen' is not a component of mpiprop"),
+    (run("toy", "prompts=[a red ball, a blue ball]"), "prompts: a HashGrid (stages.0.shape) makes one object"),
+    (run("toy", "prompts=[a red ball, ' ']"), 'nothing to make: give prompt="..."'),
+    (run("toy", "prompts=nowhere.txt"), "prompts: nowhere.txt: cannot be read as prompts"),
     (run("toy", "stages.0.shape.use=HashGird"), "did you mean 'HashGrid'"),
     (run("toy", "stages.0.shape=HashGrid"), "stages.0.shape: needs {use: NAME, ...}"),
     (run("toy", "stages.0.shape={use: 'Adam'}"), "stages.0.shape.use: Adam is for 'optimiser'"),

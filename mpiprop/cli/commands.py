@@ -99,3 +99,13 @@ def inspect(args: Namespace) -> int:
 
     print(told(args.run / "window.h5" if args.run.is_dir() else args.run))
     return DONE
+
+
+def schema(args: Namespace) -> int:
+    """The JSON schema of configurations."""
+    import json
+
+    from mpiprop.config import json_schema
+
+    print(json.dumps(json_schema.schema(), indent=1))
+    return DONE

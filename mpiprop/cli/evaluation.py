@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mpiprop.run import outputs, folders
 from mpiprop.config.loader import Run, Stage
+from mpiprop.config.prompts import read_prompts
 from mpiprop.core.errors import UserError
 from mpiprop.metrics.judge import Judge
 from mpiprop.metrics.measures import Moments, frechet, measure
 from mpiprop.metrics.pictures import pixels, read
-from mpiprop.metrics.prompts import builtin_prompts, read_prompts
+from mpiprop.metrics.prompts import builtin_prompts
 from mpiprop.metrics.protocols import BY_NAME, Protocol
 from mpiprop.metrics.reference import moments
 from mpiprop.metrics.summary import Subject, Summary
@@ -82,6 +83,8 @@ def _protocol(args: Namespace) -> Protocol | None:
 def _prompted(folder: Path, protocol: Protocol | None) -> Run:
     """The configuration of a run that can be judged."""
     run = folders.configured(folder)
+    if len(run.prompts) > 1:
+        raise UserError(f"{folder}: has {len(run.prompts)} prompts; what is judged is one object and its prompt")
     if not run.prompt:
         raise UserError(f"{folder}: was made from a picture without prompt=..., which is what its views are measured by")
     if protocol is None and not any((folder / "views").glob("*.png")):

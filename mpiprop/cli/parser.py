@@ -137,4 +137,7 @@ def parsers() -> dict[str, Parser]:
     inspect = command("inspect", "What a checkpoint holds, and whether it is whole.",
                       "mpiprop inspect runs/demo-a-green-mushroom-0")
     inspect.add_argument("run", type=path, metavar="RUN", help="run folder, or its window.h5")
+
+    command("schema", "The JSON schema of configurations, with which editors complete YAML.",
+            "mpiprop schema > mpiprop.schema.json")
     return found

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import yaml
 
-from mpiprop.config.components import PACKAGE, Node, needs, takes
+from mpiprop.config.components import PACKAGE, Node, needs, placed, takes
 from mpiprop.config.conversion import convert, key, plain, spelt
+from mpiprop.config.prompts import read_prompts
 from mpiprop.core.errors import UserError, suggestion
 from mpiprop.core.schedules import Schedule
 
@@ -120,6 +121,9 @@ class Stage:
 class Run:
     name: str = key("what the configuration is called (default: its file's name)", "")
     prompt: str = key("what to make", "")
+    prompts_: tuple[str, ...] | None = key(
+        "several things to make, in the place of prompt, where the shape is a generator: a list of texts, or the name of a "
+        "file: .txt, one a line, or .json, a list or an object with the key train", None)
     image: str | None = key("picture to start from (file)", None)
     from_: str | None = key("run folder with whose newest state the first stage begins", None)
     seed: int = key("same seed, same bits", 0, lo=0)
@@ -140,9 +144,16 @@ class Run:
     stages: tuple[Stage, ...] = key("stages, in order")
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts: those of `prompts`, or the only one."""
+        return self.prompts_ or (self.prompt,)
+
+    @property
     def subject(self) -> str:
-        """What it makes in a few words: the picture's name, else the prompt."""
-        return self.prompt if self.image is None else Path(self.image).stem.removesuffix("_rgba")
+        """What it makes in a few words: the picture's name, else the prompt, or how many there are."""
+        if self.image is not None:
+            return Path(self.image).stem.removesuffix("_rgba")
+        return self.prompt if self.prompts_ is None else f"{len(self.prompts)} prompts"
 
     @property
     def reads_prompt(self) -> bool:
@@ -202,8 +213,13 @@ def names() -> list[str]:
 def load(name: str, overrides: Sequence[str] = ()) -> Run:
     """The configuration `name` (of `names()`, or a file) with `key=value` overrides, checked and complete."""
     shipped = name in names()
-    called = {"name": name if shipped else Path(name).stem}
-    return parse(called | read(name, overrides), f"configs/{name}.yaml" if shipped else name)
+    where, tree = f"configs/{name}.yaml" if shipped else name, read(name, overrides)
+    if tree.get("prompts"):
+        tree.pop("prompt", None)
+        if isinstance(tree["prompts"], str):
+            with placed(f"{where}: prompts"):
+                tree["prompts"] = read_prompts(Path(tree["prompts"]), "train")
+    return parse({"name": name if shipped else Path(name).stem} | tree, where)
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> dict:

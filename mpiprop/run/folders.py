@@ -56,9 +56,10 @@ def lock(folder: Path) -> IO[str]:
 
 
 def _is_of(folder: Path, run: Run) -> bool:
-    """Whether the run in `folder` has the prompt, the picture and the seed of `run`."""
+    """Whether the run in `folder` has the prompts, the picture and the seed of `run`."""
     try:
         made = loader.loads((folder / "config.yaml").read_text(), str(folder))
-        return (made["seed"], made["prompt"], made["reference"]["sha256"]) == (run.seed, run.prompt, run.reference.sha256)
+        then = (made["seed"], made["prompt"], tuple(made.get("prompts") or ()), made["reference"]["sha256"])
+        return then == (run.seed, run.prompt, run.prompts_ or (), run.reference.sha256)
     except (OSError, UserError, KeyError, TypeError):
         return False

@@ -19,5 +19,5 @@ def check(name: str, run: Run) -> None:
         raise UserError(f"image={run.image}: no such file")
     if run.from_ and not (Path(run.from_) / "window.h5").exists():
         raise UserError(f"from={run.from_}: no run folder with a window.h5")
-    if not run.prompt.strip() and run.reads_prompt:
+    if not all(prompt.strip() for prompt in run.prompts) and run.reads_prompt:
         raise UserError('nothing to make: give prompt="..."')

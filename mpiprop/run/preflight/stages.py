@@ -86,6 +86,8 @@ def survey(run: Run, begin: int, device: torch.device, reference: Reference | No
 def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
     """What there is to know of a stage but for its models' files, and these models."""
     has, shape, layout = _drawn(stage, path), stage.scene.shape, stage.scene.layout
+    if len(stage.run.prompts) > 1:
+        raise UserError(f"prompts: a {type(shape).__name__} ({path}.shape) makes one object; give prompt=TEXT")
     slots = len(stage.rollout().optimiser.slots)
     unit = stage.unit([Untold() if takes(term.guidance, "prompts") else None for term in stage.config.terms])
     models = [_model(stage, term) for term in stage.config.terms]
