@@ -19,7 +19,8 @@ from mpiprop.run import checkpoint
 
 TOY = ["toy", "stages.0.steps=20", "turntable.frames=1", "mesh.resolution=8"]
 HOSTILE = "stages.0.terms.0.guidance.use"
-FILES = ("pyproject.toml", "mycompany_csd.py", "mycompany_ball.py", "mycompany_paint.py", "mycompany.yaml")
+FILES = ("pyproject.toml", "mycompany_csd.py", "mycompany_ball.py", "mycompany_tint.py", "mycompany_paint.py")
+CONFIGS = ("mycompany.yaml", "mycompany-prompts.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the package of the documentation is installed, its configuration beside it."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     text = (ROOT / "mpiprop/README.md").read_text()
-    for name in FILES:
+    for name in (*FILES, *CONFIGS):
         (source / name).write_text(re.search(rf"`{name}`:\n\n```\w+\n(.*?)```", text, re.DOTALL)[1])
-        assert len((source / name).read_text().splitlines()) <= 40 or name == "mycompany_paint.py"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
                     "--target", site, source], check=True, timeout=120)
-    (source / "mycompany.yaml").rename(site / "mycompany.yaml")
+    for name in CONFIGS:
+        (source / name).rename(site / name)
+        assert len((site / name).read_text().splitlines()) <= 40
     return site
 
 
@@ -41,16 +43,28 @@ def beside(site: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
 
 
+def colour(picture: Path, x: float, y: float) -> str:
+    """The strongest channel at a place in a picture, as a share of its width and height."""
+    image = Image.open(picture).convert("RGB")
+    pixel = image.getpixel((int(x * image.width), int(y * image.height)))
+    assert max(pixel) > 1.5 * sorted(pixel)[1]
+    return ("red", "green", "blue")[pixel.index(max(pixel))]
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_package_of_the_documentation_gives_the_same_bits_on_ranks_killed_and_resumed(
-        launch: Launch, mpirun: Mpirun, site: Path, tmp_path: Path, shards: int) -> None:
-    words = [site / "mycompany.yaml", "window.threshold=0", f"window.shards={shards}", "checkpoint.every_s=0"]
+        launch: Launch, mpirun: Mpirun, site: Path, tmp_path: Path, name: str, shards: int) -> None:
+    words = [site / name, "window.threshold=0", f"window.shards={shards}", "checkpoint.every_s=0"]
     env, metrics = beside(site), tmp_path / "killed/metrics.jsonl"
     alone = mpirun(0, "run", *words, "--out", tmp_path / "alone", env=env)
     assert alone.returncode == 0 and "csd" in (tmp_path / "alone/metrics.jsonl").read_text(), alone.stderr
-    red, green, blue = Image.open(tmp_path / "alone/views/000.png").convert("RGB").getpixel((16, 16))
-    assert green > 1.5 * max(red, blue)
+    if name == "mycompany.yaml":
+        assert colour(tmp_path / "alone/views/000.png", 0.5, 0.5) == "green"
+    else:  # a row for each prompt
+        preview = sorted((tmp_path / "alone/previews").glob("*.png"))[-1]
+        assert [colour(preview, 0.125, y) for y in (0.25, 0.75)] == ["red", "blue"]
 
     killed = launch(3, "run", *words, "--out", tmp_path / "killed", env=env)
     while killed.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):

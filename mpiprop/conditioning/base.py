@@ -36,7 +36,7 @@ class Conditions(Protocol):
         """Returns the same conditions on a device."""
 
     def __call__(self, views: Views) -> Condition:
-        """Returns the condition of these views. Raises UserError for views that cannot be told of."""
+        """Returns the condition of these views. Raises UserError for views of another number than it needs."""
 
 
 class Conditioner(Protocol):

@@ -18,6 +18,7 @@ from torch import Tensor
 from mpiprop.conditioning.base import Condition, texts_for
 from mpiprop.core.errors import UserError
 from mpiprop.priors.base import Prior
+from mpiprop.shapes.generators.base import Text
 from mpiprop.views.cameras import Views
 
 
@@ -56,6 +57,7 @@ class TextConditions:
     embeddings: Tensor  # [V, N, E] float32
     directions: Directions
     texts: Mapping[str, Tensor] = field(default_factory=dict)  # [N, E] of each of the guidance's own texts
+    end: int = 0  # place of the end token in the prompt without a view
 
     @classmethod
     def of(cls, prior: Prior, directions: Directions, prompt: str, texts: Mapping[str, str] = {}) -> "TextConditions":
@@ -63,7 +65,13 @@ class TextConditions:
         directions.check(prior)
         strings = directions.strings(prompt)
         embeddings = prior.embed([*strings, *texts_for(prompt, texts)])
-        return cls(embeddings[:len(strings)], directions, dict(zip(texts, embeddings[len(strings):])))
+        (end,) = prior.ends([strings[-2]])
+        return cls(embeddings[:len(strings)], directions, dict(zip(texts, embeddings[len(strings):])), end)
+
+    @property
+    def text(self) -> Text:
+        """The prompt without a view, for a generator."""
+        return Text(self.embeddings[-2, self.end], self.embeddings[-2])
 
     def to(self, device: torch.device | str) -> "TextConditions":
         """Returns the same on a device."""

@@ -55,6 +55,7 @@ def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["a
             parts: float = 0.01, faces: int = 0, texture: int = 0, height_m: float = 0.0) -> Mesh:
     """The surface of a scene, found by `iso_surface` where it is a field, made ready for other programs by `finish`; the
     keys of `mesh`. A mesh that has a texture of its own keeps it, and all of its faces."""
+    scene = scene.object()
     shape = scene.shape
     if isinstance(shape, TexturedSurface):
         return real_size(_with_own_texture(scene, shape, say), height_m)

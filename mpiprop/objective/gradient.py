@@ -15,7 +15,7 @@ from torch import Tensor
 from mpiprop.core import schedules
 from mpiprop.core.errors import RunError
 from mpiprop.core.schedules import Schedule
-from mpiprop.core.streams import Streams
+from mpiprop.core.streams import Streams, uniform
 from mpiprop.core.theta import Drift, Theta
 from mpiprop.guidance.regularizers import PENALTIES, READ_NORMALS
 from mpiprop.objective.scene import Scene
@@ -32,6 +32,7 @@ class Term:
     weight: Schedule = 1.0
     penalties: Mapping[str, Schedule] = field(default_factory=dict)
     densify: bool = True  # whether its views tell which points of a cloud need company
+    group: int = 1  # adjacent views of one prompt
 
     def reads_normals(self, penalties: Collection[str]) -> bool:
         """Whether the guidance or one of the penalties looks at normals."""
@@ -41,8 +42,8 @@ class Term:
 class ComputationUnit:
     """s: Theta, tau -> Drift, its gradient in the scene's buffer. Raises RunError where a gradient is not finite."""
 
-    def __init__(self, scene: Scene, terms: list[Term], seed: int, stage: str) -> None:
-        self.scene, self.terms, self.seed, self.stage = scene, terms, seed, stage
+    def __init__(self, scene: Scene, terms: list[Term], seed: int, stage: str, prompts: int = 1) -> None:
+        self.scene, self.terms, self.seed, self.stage, self.prompts = scene, terms, seed, stage, prompts
 
     def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Drift:
         """The drift, or of several parts of the batch that part's share: gradients and losses of all parts add up."""
@@ -55,6 +56,8 @@ class ComputationUnit:
             rng = Streams(self.seed, tau).of(self.stage).of(term.name)
             views = term.views(tau, rng)
             batch = len(views)
+            if self.prompts > 1:
+                views = views.under(drawn(self.prompts, batch, term.group, rng))
             if not (some := range(batch * part // parts, batch * (part + 1) // parts)):
                 continue  # more parts than views
             views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
@@ -82,3 +85,9 @@ class ComputationUnit:
                        + ", ".join(f"{name} {value:.3g}" for name, value in scalars.items())
                        + "). The last good state is kept and `export` shows it; start anew with a lower learning rate or "
                        "guidance scale, or seed")
+
+
+def drawn(prompts: int, batch: int, group: int, rng: Streams) -> list[int]:
+    """Returns the prompts of a batch of views, drawn uniformly for each group of adjacent views."""
+    places = (uniform(rng("prompt"), batch // group) * prompts).long().clamp(max=prompts - 1)
+    return places.repeat_interleave(group).tolist()

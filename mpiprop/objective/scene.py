@@ -4,6 +4,7 @@ Letters: N points, D trained numbers, L = D + the numbers that ride along. The p
 their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
 """
 
+from copy import copy
 from dataclasses import replace
 from functools import partial
 
@@ -19,8 +20,9 @@ from mpiprop.shapes.base import Shape
 from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.clouds.densify import MOVES, VIEWS
 from mpiprop.shapes.fields.base import Field
+from mpiprop.shapes.generators.base import Generator, Texts
 from mpiprop.shapes.surfaces.base import Skin
-from mpiprop.views.cameras import Image, Screen, Views
+from mpiprop.views.cameras import Image, Screen, Views, joined
 
 
 class Scene:
@@ -29,6 +31,8 @@ class Scene:
     Learning-rate groups are the parts of "geometry" (the shape: "geometry.encoding", ...), "material" and "background", and
     "lora" (what a guidance learns), as far as they have parameters.
     """
+
+    texts: Texts  # the prompts that a generator makes objects of, given before it is drawn
 
     def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Renderer,
                  device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
@@ -97,9 +101,23 @@ class Scene:
         """The image of the scene at step tau, differentiable in its parameters; rng None: an evaluation image, without
         jitter or drawn shading. `normals` False leaves out those that the shading does not read."""
         views = views.to(self.device)
+        if isinstance(self.shape, Generator):
+            return joined([self._of_prompt(prompt, rng).render(
+                views[rows.start:rows.stop], tau, _streams_of(rows, rng), normals) for prompt, rows in views.runs()])
         normals = self.shape.has_normals and (normals or self.material.wants_normals(tau, rng, views.unlit))
         shade = partial(self.material, tau=tau, rng=rng, unlit=views.unlit)
         return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, normals)
+
+    def object(self, prompt: int = 0) -> "Scene":
+        """Returns the scene of one prompt's object, as evaluation sees it; this scene where the shape is no generator."""
+        return self._of_prompt(prompt, None) if isinstance(self.shape, Generator) else self
+
+    def _of_prompt(self, prompt: int, rng: Streams | None) -> "Scene":
+        """The scene with the field that the generator makes of a prompt. Latent draws depend on the step and the prompt alone,
+        so that parts of a batch see the same field."""
+        made = copy(self)
+        made.shape = self.shape.field(self.texts(prompt), rng and rng.of(f"generator/{prompt}"))
+        return made
 
     @torch.no_grad()
     def albedo(self, x: Tensor) -> Tensor:
@@ -112,3 +130,11 @@ class Scene:
     def texture(self, skin: Skin) -> Tensor:
         """Returns the unlit colours [S, S, 3] in [0, 1] of a texture."""
         return self.material.albedo(skin.features.flatten(0, 1)).view_as(skin.features).clamp(0, 1)
+
+
+def _streams_of(rows: range, rng: Streams | None) -> Streams | None:
+    """The streams of some of the views that `rng` belongs to."""
+    if rng is None:
+        return None
+    first = rng.views.start
+    return rng.part(range(first + rows.start, first + rows.stop), rng.batch)

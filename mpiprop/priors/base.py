@@ -46,6 +46,9 @@ class Prior(Protocol):
     def embed(self, strings: Sequence[str]) -> Tensor:
         """Encodes texts, then frees the encoder. Returns [V, N, E] float32 on the CPU."""
 
+    def ends(self, strings: Sequence[str]) -> list[int]:
+        """Returns the place of the end token in each text's embedding: its state stands for the whole text."""
+
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """Returns x0 of images [B, 3, H, W] in [0, 1] of any size; differentiable."""
 

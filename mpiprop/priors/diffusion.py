@@ -18,7 +18,7 @@ from mpiprop.priors.base import alpha_bar, alpha_sigma
 from mpiprop.priors.networks import Network
 from mpiprop.priors.ldm import Original
 from mpiprop.priors.parts import KINDS, Parts
-from mpiprop.priors.tokens import encode, lost
+from mpiprop.priors.tokens import encode, ends, lost
 from mpiprop.priors.vocabulary import Vocabulary
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -185,6 +185,11 @@ class TextLatent(Latent):
         tokenizer, length = self._tokens
         return encode(tokenizer, self.place("text_encoder"), strings, length)
 
+    def ends(self, strings: Sequence[str]) -> list[int]:
+        """Returns the place of the end token in each text."""
+        tokenizer, length = self._tokens
+        return ends(tokenizer, strings, length)
+
     @cached_property
     def _tokens(self) -> tuple[Any, int]:
         """The tokenizer, and the number of tokens that the encoder reads."""
@@ -237,6 +242,10 @@ class DeepFloyd(Diffusion):
     def embed(self, strings: Sequence[str]) -> Tensor:
         """Returns the last hidden states [V, 77, E] of T5, padding masked."""
         return encode(self._tokenizer, self.place("text_encoder"), _plain(strings), self.TOKENS, masked=True)
+
+    def ends(self, strings: Sequence[str]) -> list[int]:
+        """Returns the place of the end token in each text."""
+        return ends(self._tokenizer, _plain(strings), self.TOKENS)
 
     @cached_property
     def _tokenizer(self) -> Any:

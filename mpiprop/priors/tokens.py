@@ -22,6 +22,12 @@ def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: i
         return encoder(tokens["input_ids"].to(encoder.device), attention_mask=mask)[0].float().cpu()
 
 
+def ends(tokenizer: Any, strings: Sequence[str], length: int) -> list[int]:
+    """Returns the place of the first end token in each text, among its first `length` tokens."""
+    rows = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True)["input_ids"]
+    return [row.index(tokenizer.eos_token_id) for row in rows]
+
+
 def lost(tokenizer: Any, length: int, strings: Sequence[str], words_too: bool = True) -> list[str]:
     """Returns notes on the words that are cut off, and with `words_too` on those that the tokenizer does not know; a line for
     each kind.

@@ -13,11 +13,13 @@ from mpiprop.core.streams import Streams
 from mpiprop.shapes.base import Shape
 from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.fields.base import Field
+from mpiprop.shapes.generators.base import Generator
 from mpiprop.shapes.surfaces.base import Surface
 from mpiprop.views.cameras import Image, Views
 
 KINDS: dict[type[Shape], tuple[str, str]] = {  # what each kind of shape is called, and the renderer that draws it
-    Field: ("fields", "Volume"), Surface: ("surfaces", "Mesh"), Cloud: ("clouds of Gaussians", "Splat")}
+    Field: ("fields", "Volume"), Surface: ("surfaces", "Mesh"), Cloud: ("clouds of Gaussians", "Splat"),
+    Generator: ("fields", "Volume")}
 
 Shade = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """Colours [S, 3] of features [S, 3] at positions [S, 3] with normals [S, 3], lit from [S, 3]."""
@@ -33,7 +35,7 @@ class Renderer:
 
     def check(self, shape: Shape) -> None:
         """Raises UserError for a shape of another kind."""
-        if not isinstance(shape, self.draws):
+        if not isinstance(shape, self.draws) and not (isinstance(shape, Generator) and self.draws is Field):
             others = [renderer for kind, (_, renderer) in KINDS.items() if isinstance(shape, kind)]
             raise UserError(f"{type(self).__name__} draws {KINDS[self.draws][0]}, and a {type(shape).__name__} is none: use "
                             f"{others[0] if others else 'a shape of that kind'}")

@@ -19,10 +19,12 @@ from mpiprop.report.judged import Judged, judge
 from mpiprop.report.made import Made
 from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.clouds.ply import number
+from mpiprop.shapes.generators.base import Generator
 from mpiprop.views.cameras import Views, orbit
 from mpiprop.views.reference import Reference
 
 VIEWS = 12  # what views/ holds and `evaluate` looks at
+ROWS = 4  # of a preview at most
 PROBE = 40  # pixels a side of the views that tell whether an object fits
 FARTHER = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)  # times the configured distance
 
@@ -35,7 +37,10 @@ def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence
         raise UserError(f"{folder}: has no checkpoint (window.h5) yet")
     torch.set_num_threads(max(run.threads, torch.get_num_threads()))
     found = checkpoint.load(folder / "window.h5", device)
-    return Stage(run, run.index(found.stage), torch.device(device)), found
+    stage = Stage(run, run.index(found.stage), torch.device(device))
+    if isinstance(stage.scene.shape, Generator):
+        stage.read(stage.embeddings())
+    return stage, found
 
 
 def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None) -> Tensor:
@@ -62,13 +67,13 @@ def farther(stage: Stage, theta: Theta, n: int) -> float:
 
 
 def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> Tensor:
-    """previews/STAGE-TAU.png: a few views side by side, [H, views * W, 3]."""
+    """previews/STAGE-TAU.png: a few views side by side, [H, views * W, 3]; of several prompts a row for each of the first."""
     from mpiprop.io.pictures import png
 
     n, size = run.preview.views, run.preview.size
     views = stage.views[0].turntable(n, (size, size)).farther(farther(stage, theta, n))
-    pictures = frames(stage, theta, views)
-    strip = torch.cat(list(pictures), 1)
+    rows = [views.under([prompt] * n) for prompt in range(min(len(run.prompts), ROWS))]
+    strip = torch.cat([torch.cat(list(frames(stage, theta, row)), 1) for row in rows])
     (folder / "previews").mkdir(exist_ok=True)
     png(strip, folder / "previews" / f"{stage.name}-{tau:06d}.png")
     return strip
@@ -100,6 +105,8 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     from mpiprop.io.pictures import film, has_ffmpeg, png
 
     size, views, psnr_db, mesh = run.turntable.size, stage.views[0], None, None
+    if len(run.prompts) > 1:
+        log.say(f"results are of the first of {len(run.prompts)} prompts, {run.prompts[0]!r}")
     if (factor := farther(stage, theta, VIEWS)) > 1:
         log.say(f"views and turntable are seen from {factor:g} times eval_distance: the object would not fit otherwise")
     (folder / "views").mkdir(exist_ok=True)
@@ -134,7 +141,7 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
 def _judged(run: Run, folder: Path, log: Log) -> Judged | None:
     """What the built-in judge takes the object for. A run is done without it, too."""
     try:
-        return judge(run.prompt, sorted((folder / "views").glob("*.png")))
+        return judge(run.prompts[0], sorted((folder / "views").glob("*.png")))
     except Exception as error:
         log.note(f"the built-in judge could not look: {type(error).__name__}: {error}")
         return None

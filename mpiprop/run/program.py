@@ -136,6 +136,7 @@ class Program:
         drive = Drive(run, text, stage, folder, self.log, index + 1 == len(run.stages)) if world.root else None
         layout = world.together(lambda: drive.begin(), by=0)
         embeddings = world.together(stage.embeddings, by=1)
+        stage.read(embeddings)
         evaluates = world.size == 1 or not world.root
         unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
         preemption.hold()

@@ -20,9 +20,11 @@ from mpiprop.picard.window import Threshold, Window, copies, distance
 from mpiprop.priors.base import Prior
 from mpiprop.priors.lora import Lora
 from mpiprop.conditioning.base import Conditioner, Conditions
+from mpiprop.conditioning.several import SeveralConditions
 from mpiprop.objective.scene import Scene
 from mpiprop.objective.gradient import ComputationUnit, Term
 from mpiprop.shapes.clouds.base import Cloud
+from mpiprop.shapes.generators.base import Generator
 from mpiprop.views.reference import Pose, Reference
 
 
@@ -52,11 +54,20 @@ class Stage:
         terms = []
         for term, views, told in zip(self.config.terms, self.views, embeddings):
             given = {"lora": self.lora, "reference": self.reference}
+            group = 1
             if told is not None:
                 given |= {"prior": self.prior(term.guidance), "prompts": told}
+                group = given["prior"].group
             terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
-                              term.penalties, term.densify))
-        return ComputationUnit(self.scene, terms, self.run.seed, self.name)
+                              term.penalties, term.densify, group))
+        return ComputationUnit(self.scene, terms, self.run.seed, self.name, len(self.run.prompts))
+
+    def read(self, embeddings: Sequence[Conditions | None]) -> None:
+        """Gives a generator the prompts that it makes objects of, as `embeddings` returned them on some rank."""
+        if isinstance(self.scene.shape, Generator):
+            told = next(each for each in embeddings if each is not None)
+            each = told.each if isinstance(told, SeveralConditions) else (told,)
+            self.scene.texts = lambda prompt: each[prompt].to(self.device).text
 
     def weight_bytes(self) -> int:
         """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model is not to be had."""
@@ -142,7 +153,8 @@ class Stage:
         """Encodes what a guidance's prior is told of the prompt or the picture, and the guidance's own texts."""
         prior, prompts = self.prior(guidance), self.prompts(guidance)
         with placed(guidance.part("prompts").path):
-            return prompts.encode(prior, self.run.prompt, texts(guidance))
+            each = tuple(prompts.encode(prior, prompt, texts(guidance)) for prompt in self.run.prompts)
+        return each[0] if len(each) == 1 else SeveralConditions(each)
 
     def prompts(self, guidance: Node) -> Conditioner:
         """What encodes the prompt or the picture for a guidance's prior."""

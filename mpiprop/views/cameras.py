@@ -3,8 +3,9 @@
 Letters: B views, H x W pixels, S samples along all rays together. World: right-handed, z up, azimuth 0 on +x ("front").
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import pi
 
 import torch
@@ -26,6 +27,7 @@ class Views:
     light: Tensor  # [B, 3] world position of the point light
     size: tuple[int, int]  # H, W
     unlit: bool = False  # shown as albedo, however a material shades
+    prompts: tuple[int, ...] = ()  # B places in the run's list of prompts; empty: the first prompt for all
 
     def __len__(self) -> int:
         return len(self.c2w)
@@ -33,11 +35,25 @@ class Views:
     def __getitem__(self, some: slice) -> "Views":
         """Some of the views."""
         return Views(self.c2w[some], self.fovy[some], self.azimuth[some], self.elevation[some], self.distance[some],
-                     self.light[some], self.size, self.unlit)
+                     self.light[some], self.size, self.unlit, self.prompts[some])
+
+    def under(self, prompts: Sequence[int]) -> "Views":
+        """The same cameras, each of an object of its own prompt."""
+        return replace(self, prompts=tuple(prompts))
+
+    def runs(self) -> list[tuple[int, range]]:
+        """The prompts of adjacent views with the same one, and the rows of these."""
+        found: list[tuple[int, range]] = []
+        for row, prompt in enumerate(self.prompts or (0,) * len(self)):
+            if found and found[-1][0] == prompt:
+                found[-1] = (prompt, range(found[-1][1].start, row + 1))
+            else:
+                found.append((prompt, range(row, row + 1)))
+        return found
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with their tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("size", "unlit")}
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
     def resized(self, size: tuple[int, int]) -> "Views":
@@ -104,6 +120,31 @@ class Image:
     surface: Triangles | None = None
     screen: Screen | None = None
     behind: Tensor | None = None  # [B, H, W, 3] the background that rgb was composited on
+
+
+def joined(images: Sequence[Image]) -> Image:
+    """The images of volumes as those of one batch."""
+    def of(name: str) -> Tensor | None:
+        values = [getattr(image, name) for image in images]
+        return None if values[0] is None else torch.cat(values)
+    return Image(*(of(name) for name in ("rgb", "opacity", "depth", "normal")), _joined_samples(images), behind=of("behind"))
+
+
+def _joined_samples(images: Sequence[Image]) -> Samples | None:
+    parts = [image.samples for image in images]
+    if any(part is None for part in parts):
+        return None
+    before = [0, *accumulate(image.opacity.numel() for image in images)]
+
+    def of(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    def nearby(deviation: float) -> Tensor:
+        return torch.cat([part.nearby(deviation) for part in parts])
+    ray = torch.cat([part.ray + rays for part, rays in zip(parts, before)])
+    return Samples(ray, *(of(name) for name in ("t", "weights", "positions", "directions", "normals", "slope")),
+                   nearby if all(part.nearby for part in parts) else None)
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:

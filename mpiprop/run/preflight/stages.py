@@ -22,6 +22,7 @@ from mpiprop.planning.laws import Work
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Latent
 from mpiprop.run.stage import Stage
+from mpiprop.shapes.generators.base import Generator
 from mpiprop.render.mesh import Mesh
 from mpiprop.render.volume import Volume
 from mpiprop.shapes.clouds.base import Cloud
@@ -86,7 +87,7 @@ def survey(run: Run, begin: int, device: torch.device, reference: Reference | No
 def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
     """What there is to know of a stage but for its models' files, and these models."""
     has, shape, layout = _drawn(stage, path), stage.scene.shape, stage.scene.layout
-    if len(stage.run.prompts) > 1:
+    if len(stage.run.prompts) > 1 and not isinstance(shape, Generator):
         raise UserError(f"prompts: a {type(shape).__name__} ({path}.shape) makes one object; give prompt=TEXT")
     slots = len(stage.rollout().optimiser.slots)
     unit = stage.unit([Untold() if takes(term.guidance, "prompts") else None for term in stage.config.terms])
@@ -131,9 +132,9 @@ def _model(stage: Stage, term: Term) -> Model | None:
     prior, prompts = stage.prior(term.guidance), stage.prompts(term.guidance)
     with placed(term.guidance.part("prompts").path):
         prompts.check(prior)
-    prompt = stage.run.prompt
-    return Model(term.guidance.part("prior"), prior, tuple(prompts.strings(prompt)),
-                 tuple(texts_for(prompt, texts(term.guidance))))
+    strings = [string for prompt in stage.run.prompts for string in prompts.strings(prompt)]
+    own = [text for prompt in stage.run.prompts for text in texts_for(prompt, texts(term.guidance))]
+    return Model(term.guidance.part("prior"), prior, tuple(dict.fromkeys(strings)), tuple(dict.fromkeys(own)))
 
 
 def _with_models(found: Survey, models: list[Model]) -> Survey:
@@ -186,8 +187,8 @@ def _words(run: Run, model: Model) -> list[str]:
     if (known := model.prior.vocabulary) is None or not model.strings:
         return []
     unknown = known.quoted(known.unknown(" ".join(model.strings)))
-    if not known.names_a_shape(run.prompt):
-        what = f"prompt {run.prompt!r}: names nothing that the {model.name} can make"
+    if nameless := [prompt for prompt in run.prompts if not known.names_a_shape(prompt)]:
+        what = f"prompt {nameless[0]!r}: names nothing that the {model.name} can make"
         what += f" (it does not know {unknown})" if unknown else ""
         if run.unknown_words == "warn":
             return [f"warning: {what}; expect a poor result"]

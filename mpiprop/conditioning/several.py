@@ -1,0 +1,36 @@
+"""Conditions of several prompts: each view is told of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mpiprop.conditioning.base import Condition, Conditions
+from mpiprop.priors.base import Inputs
+from mpiprop.views.cameras import Views
+
+
+@dataclass(frozen=True)
+class SeveralConditions:
+    """The conditions of each prompt of a run, in its order."""
+
+    each: tuple[Conditions, ...]
+
+    def to(self, device: torch.device | str) -> "SeveralConditions":
+        """Returns the same on a device."""
+        return SeveralConditions(tuple(conditions.to(device) for conditions in self.each))
+
+    def __call__(self, views: Views) -> Condition:
+        """Returns the condition of views by their prompts."""
+        parts = [self.each[prompt](views[rows.start:rows.stop]) for prompt, rows in views.runs()]
+        return Condition(_joined([part.positive for part in parts]), _joined([part.unconditional for part in parts]),
+                         tuple(_joined(inputs) for inputs in zip(*(part.negatives for part in parts))),
+                         torch.cat([part.weights for part in parts], 1), _named([part.texts for part in parts]))
+
+
+def _joined(inputs: Sequence[Inputs]) -> Inputs:
+    return {name: torch.cat([each[name] for each in inputs]) for name in inputs[0]}
+
+
+def _named(texts: Sequence[Mapping[str, Inputs]]) -> dict[str, Inputs]:
+    return {name: _joined([each[name] for each in texts]) for name in texts[0]}
