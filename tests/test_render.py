@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpiprop.core.errors import UserError
+from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.render.volume import Volume, composite_weights
@@ -179,7 +179,7 @@ def test_the_same_streams_give_the_same_bits(views):
 
 
 def test_nerfacc_is_asked_for_by_name_and_never_replaced(views):
-    with pytest.raises(UserError, match="set render.backend: torch"):
+    with pytest.raises(RunError, match="nerfacc does not load .* backend: torch"):
         Volume(samples=8, backend="nerfacc")(Ball(), features_as_colours, white, views, RNG)
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, uniform
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,7 +65,7 @@ class Normals(NoMaterial):
     def forward(self, features: Tensor, positions: Tensor, normals: Tensor | None, light: Tensor, tau: int,
                 rng: Streams | None, unlit: bool = False) -> Tensor:
         if normals is None:
-            raise UserError("material Normals: the shape has no normals to show; set shape.normal or use NoMaterial")
+            raise ValueError("Normals shows normals, and got none")
         return normals / 2 + 0.5
 
 
@@ -111,7 +110,7 @@ class Diffuse(NoMaterial):
         if shading == "albedo":
             return self.albedo(features)
         if normals is None:
-            raise UserError("material Diffuse: the shape has no normals to shade; set shape.normal or use NoMaterial")
+            raise ValueError("Diffuse shades by normals, and got none")
         diffuse = 1 - self.ambient
         if self.soft_shading and rng is not None:
             lo, hi = self.soft_ambient

@@ -41,7 +41,8 @@ def read(path: str, about: Picture) -> Reference:
              for kind, file in files.items() if kind}
     if "normal" in extra:
         extra["normal"] = 1 - 2 * extra["normal"]
-    return Reference(**vars(Pose.of(about)), rgba=unmultiplied(picture), sha256=digest, **extra)
+    pose = Pose.front(about.elevation_deg, about.distance, about.fovy_deg)
+    return Reference(**vars(pose), rgba=unmultiplied(picture), sha256=digest, **extra)
 
 
 def _beside(path: Path, kind: str) -> Path:

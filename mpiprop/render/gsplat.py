@@ -7,7 +7,7 @@ make gradients differ in their last bits from run to run. Letters as in `splat`.
 import torch
 from torch import Tensor
 
-from mpiprop.core.errors import UserError
+from mpiprop.core.errors import RunError
 from mpiprop.shapes.clouds.base import Splats
 from mpiprop.views.cameras import Screen, Views
 
@@ -18,10 +18,10 @@ def rasterise(splats: Splats, channels: Tensor, views: Views, near: float, far: 
         from gsplat import rasterization
         from gsplat.cuda._backend import _C as built
     except ImportError as error:
-        raise UserError(f"render.backend: 'gsplat' is not installed ({error}); set render.backend: torch") from error
+        raise RunError(f"gsplat does not load ({error}); install it again, or set the renderer's backend: torch") from error
     if built is None:
-        raise UserError("render.backend: 'gsplat' is compiled when it is first used, and there is no nvcc; install the CUDA "
-                        "toolkit, or set render.backend: torch")
+        raise RunError("gsplat is compiled when it is first used, and there is no nvcc; install the CUDA toolkit, or set the "
+                       "renderer's backend: torch")
     (H, W), B, device = views.size, len(views), splats.means.device
     focal = H / (2 * torch.tan(views.fovy / 2))
     intrinsics = torch.zeros(B, 3, 3, device=device)

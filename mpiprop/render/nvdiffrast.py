@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from mpiprop.core.errors import UserError
+from mpiprop.core.errors import RunError
 from mpiprop.render.raster import Fragments
 
 
@@ -42,9 +42,9 @@ def _library(device: torch.device) -> tuple[ModuleType, object]:
     try:
         import nvdiffrast.torch as library
     except ImportError as error:
-        raise UserError(f"rasteriser 'nvdiffrast' is not installed ({error}); use 'torch'") from error
+        raise RunError(f"nvdiffrast does not load ({error}); install it again, or set the renderer's backend: torch") from error
     if device.type != "cuda":
-        raise UserError(f"rasteriser 'nvdiffrast' needs a CUDA device, not {device}; use 'torch'")
+        raise RunError(f"nvdiffrast needs a CUDA device, not {device}; set the renderer's backend: torch")
     return library, library.RasterizeCudaContext(device=device)
 
 

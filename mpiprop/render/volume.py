@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from mpiprop.core.errors import UserError
+from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.core.sums import cumulative
 from mpiprop.render.base import Background, Renderer, Shade
@@ -160,12 +160,12 @@ def _march_nerfacc(origins: Tensor, directions: Tensor, occupied: Tensor, radius
         from nerfacc import traverse_grids
         from nerfacc.cuda._backend import _C as built
     except ImportError as error:
-        raise UserError(f"render.backend: 'nerfacc' is not installed ({error}); set render.backend: torch") from error
+        raise RunError(f"nerfacc does not load ({error}); install it again, or set the renderer's backend: torch") from error
     if not origins.is_cuda:  # previews of a CUDA run, made elsewhere
         return _march(origins, directions, occupied, radius, step, jitter)
     if built is None:
-        raise UserError("render.backend: 'nerfacc' is compiled when it is first used, and there is no nvcc; install the CUDA "
-                        "toolkit, or set render.backend: torch")
+        raise RunError("nerfacc is compiled when it is first used, and there is no nvcc; install the CUDA toolkit, or set the "
+                       "renderer's backend: torch")
     box = torch.tensor([3 * [-radius] + 3 * [radius]], device=origins.device)
     near = jitter * step
     _, samples, _ = traverse_grids(

@@ -40,7 +40,9 @@ class Stage:
         self.lora = self._lora()
         self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
                            build(self.config.background, self.init), build(self.config.render), device, self.lora)
-        self.views = [build(term.views, **_given(term.views, pose=Pose.of(run.reference))) for term in self.config.terms]
+        about = run.reference
+        pose = Pose.front(about.elevation_deg, about.distance, about.fovy_deg)
+        self.views = [build(term.views, **_given(term.views, pose=pose)) for term in self.config.terms]
         for i, term in enumerate(self.config.terms):
             for unknown in set(term.penalties) - set(PENALTIES):
                 raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")

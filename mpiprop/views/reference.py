@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mpiprop.config.loader import Picture
-
 
 @dataclass(frozen=True)
 class Pose:
@@ -23,9 +21,9 @@ class Pose:
     fovy: float  # rad
 
     @staticmethod
-    def of(about: Picture) -> "Pose":
-        """The camera that the configuration tells of, before the object's front."""
-        return Pose(0.0, radians(about.elevation_deg), about.distance, radians(about.fovy_deg))
+    def front(elevation_deg: float, distance: float, fovy_deg: float) -> "Pose":
+        """Returns a camera before the object's front (azimuth 0), from angles in degrees."""
+        return Pose(0.0, radians(elevation_deg), distance, radians(fovy_deg))
 
 
 @dataclass(frozen=True)

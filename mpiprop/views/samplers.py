@@ -62,6 +62,8 @@ class Random:
         if group < 1:
             raise UserError(f"group: needs at least 1, got {group}")
         _at_least_one(batch=batch, size=size)
+        if wrong := [(tau, B) for tau, B in _knots(batch) if B % group]:
+            raise UserError(f"a batch of {wrong[0][1]} at step {wrong[0][0]} is not made of groups of {group}")
         if not 0 < min(fovy_deg + (eval_fovy_deg,)) <= max(fovy_deg + (eval_fovy_deg,)) < 180:
             raise UserError(f"fovy_deg {list(fovy_deg)}, eval_fovy_deg {eval_fovy_deg:g}: need numbers between 0 and 180")
         if min(distance + (eval_distance,)) <= 0:
@@ -80,8 +82,6 @@ class Random:
         B, side = milestone(self.batch, tau), milestone(self.size, tau)
         open_ = min(1.0, tau / self.progressive_until) if self.progressive_until else 1.0
 
-        if B % self.group:
-            raise UserError(f"views: a batch of {B} at step {tau} is not made of groups of {self.group}")
         G, each = B // self.group, self.group
 
         elevation = self._elevation(G, _lerp(self.eval_elevation, self.elevation, open_), rng).repeat_interleave(each)
@@ -153,9 +153,14 @@ class Reference:
 def _at_least_one(**schedules: Schedule) -> None:
     """Raises UserError for a schedule of whole numbers that goes below 1."""
     for name, schedule in schedules.items():
-        values = [schedule] if isinstance(schedule, (int, float)) else [value for _, value in schedule]
-        if int(min(values)) < 1:
-            raise UserError(f"{name}: needs at least 1, got {min(values):g}")
+        if (least := min(value for _, value in _knots(schedule))) < 1:
+            raise UserError(f"{name}: needs at least 1, got {least}")
+
+
+def _knots(schedule: Schedule) -> list[tuple[int, int]]:
+    """The steps and values of a schedule of whole numbers."""
+    knots = [(0, schedule)] if isinstance(schedule, (int, float)) else schedule
+    return [(int(step), int(value)) for step, value in knots]
 
 
 def _radians(limits: tuple[float, float]) -> tuple[float, float]:
