@@ -29,12 +29,13 @@ DOORS = {
     "plyfile": ("shapes/",),
     "tinycudann": ("shapes/",),
     "skimage": ("io/",),
-    "trimesh": ("geometry/", "shapes/", "io/"),
+    "trimesh": ("cli/", "geometry/", "io/", "shapes/"),
     "xatlas": ("io/",),
     "fast_simplification": ("io/",),
     "scipy": ("shapes/", "io/"),
-    "PIL": ("io/", "metrics/"),
+    "PIL": ("cli/", "io/", "metrics/"),
     "rembg": ("io/",),
+    "viser": ("cli/",),
 }
 HEAVY = set(DOORS) - {"mpi4py", "h5py", "yaml"} | {"accelerate", "matplotlib"}
 DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",

@@ -101,6 +101,17 @@ def inspect(args: Namespace) -> int:
     return DONE
 
 
+def view(args: Namespace) -> int:
+    """A page in the browser, until Ctrl-C."""
+    folders.configured(args.run)
+    from mpiprop.cli.view import Viewer
+
+    viewer = Viewer(args.run, args.host, args.port)
+    print(f"{args.run}: look at {viewer.address} (Ctrl-C ends it)", flush=True)
+    viewer.follow()
+    return DONE
+
+
 def schema(args: Namespace) -> int:
     """The JSON schema of configurations."""
     import json

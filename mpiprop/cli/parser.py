@@ -100,6 +100,14 @@ def parsers() -> dict[str, Parser]:
     report.add_argument("runs", type=path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=path, metavar="FILE.html", help="default: report.html in the first RUN")
 
+    view = command("view", "The object, the cameras and the previews of a run in the browser, while it runs or after.",
+                   "mpiprop view runs/demo-a-green-mushroom-0               then open the address that it says")
+    view.add_argument("run", type=path, metavar="RUN", help="run folder")
+    view.add_argument("--port", type=positive(int), default=8080, metavar="N", help="of the page (default: 8080, or the next "
+                      "one that is free)")
+    view.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at; 0.0.0.0: all of this machine "
+                      "(default: 127.0.0.1, this machine alone)")
+
     export = command("export", "A file from a finished or unfinished run.",
                      "mpiprop export runs/demo-a-green-mushroom-0                          mesh.glb in that folder",
                      "mpiprop export runs/demo-a-green-mushroom-0 --out chair.obj          also chair.mtl and chair.png",
