@@ -12,6 +12,7 @@ cost at the speed of a memory copy in this process.
 import argparse
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -95,7 +96,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.ranks} ranks, {workers} groups of {args.shards}, window {p}, D {D:,}, {args.seconds} s an evaluation, "
           f"{T} steps\n"
           "slide   tau  stride  seconds  evaluating  rollout  outside", flush=True)
-    for window in propel(window, service, h_dagger, p=p, T=T, threshold=rule, predict=optimiser.predict):
+
+    def gathered() -> None:  # as a run does
+        nonlocal window
+        window = replace(window, guess=())
+
+    for window in propel(window, service, h_dagger, p=p, T=T, threshold=rule, predict=optimiser.predict, gathered=gathered):
         now = perf_counter()
         rows.append((now - clock, service.busy.since(clock)[1], in_rollout[0]))
         in_rollout[0], clock = 0.0, now

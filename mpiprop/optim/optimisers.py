@@ -46,7 +46,7 @@ class Optimiser:
         return State(0, theta, {name: torch.zeros_like(theta.trained) for name in self.slots})
 
     def __call__(self, drift: Drift, x: State) -> State:
-        """The next state. The slots of x are spent: they are the next state's."""
+        """The next state, which takes over the slots of x: they are changed in place."""
         theta = replace(x.theta, flat=x.theta.flat.clone())
         for group, eta in self._rates(x.tau):
             span, count = theta.layout.turns(group, x.tau)[0]
@@ -55,7 +55,8 @@ class Optimiser:
 
     def predict(self, x: State, n: int) -> Iterator[Theta]:
         """Guesses for the n steps after x if the averages stayed as they are: a straight line along the momentum."""
-        if not n:
+        if x.tau == 0 or not n:  # there are no averages yet
+            yield from [x.theta] * n
             return
         move, rates = torch.zeros_like(x.theta.flat), self._rates(x.tau)
         for group, eta in rates:

@@ -4,29 +4,42 @@ Every iteration evaluates the whole window anew, waits for all of it, rolls it o
 to the window start as copies of the last iterate. `pipelined` has the same arguments and needs less time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mpiprop.core.theta import Drift, Theta
-from mpiprop.picard.window import ComputationUnit, Distance, PseudoInverse, Threshold, Window, distance, fit, moved
+from mpiprop.picard.window import ComputationUnit, Distance, PseudoInverse, Threshold, Window, distance, fit, moved, nothing
 
 
 def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int,
-           threshold: Threshold, d: Distance = distance) -> Iterator[Window]:
-    """Slide `window` until theta_T is reached, yielding it after every iteration."""
+           threshold: Threshold, d: Distance = distance, gathered: Callable[[], None] = nothing) -> Iterator[Window]:
+    """Slide `window` until theta_T is reached, yielding it after every iteration.
+
+    window: x at the first step, the guesses that there are already, and e
+    s: the computation unit; hands out a step and returns a promise of its drift
+    h_dagger: the pseudo-inverse; takes over the moments of the state that it is given
+    p: size of the window, smaller at the horizon
+    T: number of steps
+    threshold: rule for the next e
+    d: mean square distance of two thetas
+    gathered: called in each iteration when its last drift is there. Nothing waits after that, so whoever keeps the window that
+        was yielded before, in case the run is interrupted, may let its guesses go
+    Raises what promises of `s` raise; the window that was yielded last is unchanged then.
+    """
     window = fit(window, p, T)  # theta^0_i <- theta for all i
     while window.x.tau < T:
-        window = iteration(window, s, h_dagger, T, threshold, d)
+        window = iteration(window, s, h_dagger, T, threshold, d, gathered)
         yield window
 
 
 def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: int, threshold: Threshold,
-              d: Distance) -> Window:
+              d: Distance, gathered: Callable[[], None]) -> Window:
     """The body of the paper's while loop."""
     tau, p, e = window.x.tau, len(window.guess), window.e
     old = [window.x.theta, *window.guess]  # theta^k_{tau+j}, j = 0 .. p
 
     # Dispatch theta^k_{tau+j} to different ranks and gather s(theta^k_{tau+j}), j = 0 .. p - 1.
     drift = evaluated(s, old[:p], tau)
+    gathered()
 
     # theta^{k+1}_{tau+j+1} <- h_dagger(s(theta^k_{tau+j}), ... h_dagger(s(theta^k_tau), theta^k_tau) ...)
     # error <- {d(theta^{k+1}_{tau+j}, theta^k_{tau+j})}, j = 1 .. p, the mean square, 1/D d^2 in the paper

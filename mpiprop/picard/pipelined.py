@@ -12,7 +12,9 @@ Where h_dagger changes the points of a cloud, iterates of one step may have diff
 `distance` a theta, evaluated on some points for others, by their lineage (the paper's proj and unproj). So does `algorithm`.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from mpiprop.core.theta import Theta
 from mpiprop.picard.window import (
@@ -27,23 +29,28 @@ from mpiprop.picard.window import (
     distance,
     fit,
     moved,
+    nothing,
 )
 
 
-def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int,
-           threshold: Threshold, d: Distance = distance, predict: Predictor = copies, reuse: bool = True) -> Iterator[Window]:
-    """Slide `window` until theta_T is reached, yielding it after every iteration."""
+def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: int, T: int, threshold: Threshold,
+           d: Distance = distance, gathered: Callable[[], None] = nothing, predict: Predictor = copies,
+           reuse: bool = True) -> Iterator[Window]:
+    """Slide `window` until theta_T is reached, yielding it after every iteration; see `algorithm.propel`."""
     window = fit(window, p, T, predict)
-    theta = (window.x.theta, *window.guess)
-    drift = [s(theta[j], window.x.tau + j) for j in range(len(window.guess))]  # s(theta^k_{tau+j}), in parallel
+    theta = deque([window.x.theta, *window.guess])  # theta^k_{tau+j}; each is dropped when its drift is rolled out
+    drift = deque(s(theta[j], window.x.tau + j) for j in range(len(window.guess)))  # s(theta^k_{tau+j}), in parallel
 
     while window.x.tau < T:
         x, accepted, errors, scalars = window.x.copy(), None, [], []
         ahead: list[tuple[Theta, Promise | None]] = []  # theta^{k+1} and its drift, from the new tau on
         for j in range(p := len(window.guess)):
-            arrived, drift[j] = drift[j].result(), None
-            x = h_dagger(arrived.read_as(theta[j], x.theta), x)  # theta^{k+1}_{tau+j+1}
-            errors.append(d(x.theta, theta[j + 1]))
+            old, arrived = theta.popleft(), drift.popleft().result()
+            if j + 1 == p:
+                window = replace(window, guess=())
+                gathered()
+            x = h_dagger(arrived.read_as(old, x.theta), x)  # theta^{k+1}_{tau+j+1}
+            errors.append(d(x.theta, theta[0]))
             if j == 0:
                 step = moved(window.x.theta, x.theta, d)
             if accepted is None:
@@ -52,7 +59,7 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
                     continue
                 accepted, stride = x.copy() if j + 1 < p else x, j + 1  # exact up to here
             if reuse and errors[j] <= window.e and j + 1 < p:
-                ahead.append((theta[j + 1], drift[j + 1]))
+                ahead.append((theta[0], drift[0]))
             else:
                 ahead.append((x.theta, s(x.theta, x.tau) if x.tau < T else None))
 
@@ -60,7 +67,7 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
         for new in predict(x, max(0, q + 1 - len(ahead))):  # the window slides on
             ahead.append((new, s(new, accepted.tau + len(ahead)) if len(ahead) < q else None))
 
-        theta, drift = map(list, zip(*ahead[:q + 1]))
-        window = Window(accepted, tuple(theta[1:]), threshold(window.e, window.k, errors, step), window.k + 1,
+        theta, drift = (deque(each) for each in zip(*ahead[:q + 1]))
+        window = Window(accepted, tuple(theta)[1:], threshold(window.e, window.k, errors, step), window.k + 1,
                         stride, tuple(errors), tuple(scalars))
         yield window

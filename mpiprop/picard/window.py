@@ -22,7 +22,9 @@ class Promise(Protocol):
 
 
 ComputationUnit = Callable[[Theta, int], Promise]  # s(theta, tau), dispatched
-PseudoInverse = Callable[[Drift, State], State]  # h_dagger; may spend the slots of the state it is given, never its theta
+PseudoInverse = Callable[[Drift, State], State]
+"""h_dagger: the state after a step. It takes over the moments of the state that it is given and changes them in place: whoever
+still needs that state passes a copy. Drifts and thetas are only read."""
 Threshold = Callable[[float, int, Sequence[float], float | None], float]
 """Next e from e, k, the errors, and the mean square of the first step, None where that step changed the points."""
 Predictor = Callable[[State, int], Iterable[Theta]]  # guesses for the n steps after a state
@@ -40,6 +42,10 @@ class Window:
     stride: int = 0  # steps accepted by the iteration that led here
     errors: tuple[float, ...] = ()  # mean squares |theta^{k+1} - theta^k|^2 / D of that iteration
     scalars: tuple[Mapping[str, float], ...] = ()  # losses of the steps accepted
+
+
+def nothing() -> None:
+    """What is done where nobody asks for more."""
 
 
 def copies(x: State, n: int) -> Iterable[Theta]:

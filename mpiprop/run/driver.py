@@ -1,5 +1,6 @@
 """Rank 0's part in a stage: the loop `for window in propel(...)`, and around it what is kept, told and shown."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -104,8 +105,11 @@ class Drive:
             with reporter.timed("rollout"):
                 return rollout(drift, x)
 
+        def gathered() -> None:
+            self.window = replace(self.window, guess=())  # nothing interrupts the iteration from here on
+
         propel = stage.propel(rollout)
-        for self.window in chain.from_iterable(propel(self.window, self.transport, h_dagger, T=end)
+        for self.window in chain.from_iterable(propel(self.window, self.transport, h_dagger, T=end, gathered=gathered)
                                                for end in stage.ends()):
             reporter.slide(self.window, self.transport)
             with reporter.timed("checkpoint"):
