@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from mpiprop import transport
-    from mpiprop.core.memory import recycle_large_blocks
+    from mpiprop.core import memory
     from mpiprop.core.theta import Drift, Layout, Theta
     from mpiprop.picard import threshold
     from mpiprop.picard.pipelined import propel
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from mpiprop.transport.world import World
 
     torch.set_num_threads(1)
-    recycle_large_blocks()
+    memory.recycle_large_blocks()
     D, layout = args.size, Layout.of([("theta", (args.size,), "theta")])
 
     class Emulated:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         return x
 
     rule, e = (threshold.relative(0.9, 10.0), 0.0) if args.threshold == "auto" else (threshold.fixed, float(args.threshold))
-    window = Window(optimiser.start(Theta(torch.zeros(D), layout)), (), e)
+    window = Window(optimiser.start(Theta(memory.zeros(D), layout)), (), e)
     clock, rows = perf_counter(), []
     print(f"{args.ranks} ranks, {workers} groups of {args.shards}, window {p}, D {D:,}, {args.seconds} s an evaluation, "
           f"{T} steps\n"

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mpiprop.core import ancestry
+from mpiprop.core import ancestry, memory
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class State:
 
     def copy(self) -> "State":
         """The same state with moments of its own; everything else is never changed, and shared."""
-        return replace(self, slots={name: slot.clone() for name, slot in self.slots.items()})
+        return replace(self, slots={name: memory.copy(slot) for name, slot in self.slots.items()})
 
     def gather_points(self, theta: Theta, rows: Tensor) -> "State":
         """This state at `theta`, whose points are the rows [M] of this one's; rows of -1 begin with zeros."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
-from mpiprop.core import schedules
+from mpiprop.core import memory, schedules
 from mpiprop.core.errors import UserError
 from mpiprop.core.memory import blocks
 from mpiprop.core.schedules import Schedule
@@ -43,11 +43,11 @@ class Optimiser:
 
     def start(self, theta: Theta) -> State:
         """The state before the first step: theta_0 and zero slots [D]."""
-        return State(0, theta, {name: torch.zeros_like(theta.trained) for name in self.slots})
+        return State(0, theta, {name: memory.zeros(theta.layout.D, theta.flat.device) for name in self.slots})
 
     def __call__(self, drift: Drift, x: State) -> State:
         """The next state, which takes over the slots of x: they are changed in place."""
-        theta = replace(x.theta, flat=x.theta.flat.clone())
+        theta = replace(x.theta, flat=memory.copy(x.theta.flat))
         for group, eta in self._rates(x.tau):
             span, count = theta.layout.turns(group, x.tau)[0]
             self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], count, eta)
@@ -58,7 +58,7 @@ class Optimiser:
         if x.tau == 0 or not n:  # there are no averages yet
             yield from [x.theta] * n
             return
-        move, rates = torch.zeros_like(x.theta.flat), self._rates(x.tau)
+        move, rates = memory.zeros(x.theta.layout.L, x.theta.flat.device), self._rates(x.tau)
         for group, eta in rates:
             for span, count in x.theta.layout.turns(group, x.tau):
                 for block in blocks(span.start, span.stop, move.device) if count else ():
@@ -66,7 +66,7 @@ class Optimiser:
                     torch.mul(drift, -eta, out=move[block])
         guess = x.theta
         for tau in range(x.tau, x.tau + n):
-            flat = guess.flat + move
+            flat = torch.add(guess.flat, move, out=memory.empty(len(move), move.device))
             for span in (span for group, _ in rates for span, _ in guess.layout.turns(group, tau)[1:]):
                 flat[span] = guess.flat[span]  # not its turn
             guess = replace(guess, flat=flat)

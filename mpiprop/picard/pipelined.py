@@ -50,11 +50,13 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
                 window = replace(window, guess=())
                 gathered()
             x = h_dagger(arrived.read_as(old, x.theta), x)  # theta^{k+1}_{tau+j+1}
+            losses = arrived.scalars
+            del old, arrived  # each is as large as theta
             errors.append(d(x.theta, theta[0]))
             if j == 0:
                 step = moved(window.x.theta, x.theta, d)
             if accepted is None:
-                scalars.append(arrived.scalars)
+                scalars.append(losses)
                 if errors[j] <= window.e and j + 1 < p:
                     continue
                 accepted, stride = x.copy() if j + 1 < p else x, j + 1  # exact up to here

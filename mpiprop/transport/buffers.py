@@ -12,6 +12,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from mpiprop.core import memory
 from mpiprop.core.errors import UserError
 from mpiprop.transport.messages import PAYLOAD
 
@@ -39,7 +40,7 @@ class Wire:
 
         Freed blocks are used again: by the C library as core.memory sets it, and by CUDA's allocators.
         """
-        vector = torch.empty(n, pin_memory=True) if self.staged else torch.empty(n, device=self.device)
+        vector = torch.empty(n, pin_memory=True) if self.staged else memory.empty(n, self.device)
         if self.device.type == "cuda" and not self.staged:
             torch.cuda.current_stream(self.device).synchronize()  # kernels may still read the memory
         return self.comm.Irecv([self._buffer(vector), MPI.FLOAT], rank, PAYLOAD), vector

@@ -1,8 +1,8 @@
 """Rank 0's side of the MPI transport: it hands out thetas and takes in drifts, the other ranks evaluate.
 
 Steps go out in the order in which they were asked for, each to the first idle worker. A worker keeps its drift until root takes
-it: root takes those that are waited for, a few ahead, and any whose worker is needed for another step. A gradient is as large
-as theta, and that many fewer lie in root's memory.
+it: root takes the one that is waited for, those that come next, and as many more as workers are needed for other steps. Root's
+memory thus holds two gradients, each as large as theta, instead of a window of them.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from mpiprop.transport.base import Busy, patiently
 from mpiprop.transport.buffers import Wire
 from mpiprop.transport.messages import ALERT, DRIFT, FAILURE, HEADER, STOP, TASK, length, pack, unpack, unpack_drift
 
-AHEAD = 2  # drifts taken in before they are waited for
+NEXT = 2  # drifts that root takes in at a time, in the order in which they were asked for
 FIRST, LATER = 10, 20  # a first evaluation may take so many times the patience, a later one so many times the slowest
 
 
@@ -32,7 +32,6 @@ class Request:
         self.transport, self.tau, self.part = transport, tau, part
         self.theta: Theta | None = theta  # until the drift is there
         self.drift: Drift | None = None
-        self.taken = False  # whether the drift was asked for
 
     def result(self) -> Drift:
         """Wait for the drift. Raises Preempted, Lost, or the error that a worker reports."""
@@ -69,17 +68,17 @@ class Root:
         self.names = names or [f"rank {rank}" for rank in range(comm.size)]
         self.wire, self.patience, self.go_on = Wire(comm, device, cuda_aware), patience, go_on
         self.workers = [Worker(first, rest) for first, *rest in groups or [[rank] for rank in range(1, comm.size)]]
-        self.queue: deque[Request] = deque()
+        self.queue: deque[Request] = deque()  # not handed out yet
+        self.expected: list[Request] = []  # nobody has waited for these yet
         self.ranks: int = comm.size
         self.lost: list[Worker] = []
         self.failure: Exception | None = None  # the first one; raised by whoever waits next
-        self.awaited: Request | None = None
-        self.ahead = 0  # drifts taken in, or being taken in, that were not waited for yet
         self.slowest, self.hung, self.closing = 0.0, False, False
 
     def __call__(self, theta: Theta, tau: int, *part: int) -> Request:
         request = Request(self, theta, tau, part)
         self.queue.append(request)
+        self.expected.append(request)
         self.progress()
         return request
 
@@ -105,11 +104,9 @@ class Root:
                 raise Lost("no rank is left to evaluate")
             return request.drift is not None
 
-        self.awaited = request
+        if request in self.expected:
+            self.expected.remove(request)
         patiently(turn)
-        self.awaited = None
-        if not request.taken:
-            request.taken, self.ahead = True, self.ahead - 1
         assert request.drift is not None
         return request.drift
 
@@ -152,7 +149,6 @@ class Root:
         if worker.record is not None and worker.payload is None and self._wanted(worker.request):
             worker.payload = self.wire.receive(length(worker.record), worker.rank)
             worker.deadline = perf_counter() + max(self.patience, LATER * self.slowest)
-            self.ahead += 1
         if worker.payload is not None and worker.payload[0].Test():
             self._land(worker)
         if worker.request is None and self.queue:
@@ -161,7 +157,8 @@ class Root:
 
     def _wanted(self, request: Request | None) -> bool:
         """Whether the drift of an evaluated request is to be taken in now."""
-        return request is self.awaited or self.ahead < AHEAD or bool(self.queue) or self.closing
+        taking = sum(worker.payload is not None for worker in self.workers)
+        return request not in self.expected[NEXT - 1:] or len(self.queue) > taking or self.closing
 
     def _assign(self, worker: Worker, request: Request) -> None:
         assert request.theta is not None
@@ -198,7 +195,6 @@ class Root:
         self.lost.append(worker)  # with its buffers, that MPI may still know
         self.workers += [Worker(rank) for rank in worker.helpers]
         if worker.request is not None:
-            self.ahead -= worker.payload is not None
             self.queue.appendleft(worker.request)
         if not self.go_on:
             self._fail(Lost(f"{self.names[worker.rank]} {why}"))
