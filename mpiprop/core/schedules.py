@@ -9,7 +9,7 @@ Schedule = float | Sequence[Sequence[float]]
 """A number, or knots [[step, value], ...]: linear between them, constant outside."""
 
 
-def at(schedule: Schedule, tau: int) -> float:
+def at(schedule: Schedule, tau: float) -> float:
     """The schedule's value at step tau."""
     if not isinstance(schedule, Sequence):
         return float(schedule)
@@ -22,7 +22,7 @@ def at(schedule: Schedule, tau: int) -> float:
     return knots[-1][1]
 
 
-def at_log(schedule: Schedule, tau: int) -> float:
+def at_log(schedule: Schedule, tau: float) -> float:
     """The value at step tau of a schedule of numbers above 0 whose logarithm is linear between knots.
 
     Raises UserError where a number is not above 0.

@@ -171,7 +171,7 @@ class Theta:
             return None
         return ancestry.rows(other.ancestry, self.ancestry)
 
-    def gather_points(self, rows: Tensor, ids: Tensor) -> "Theta":
+    def gather_points(self, rows: Tensor, ids: Tensor | None) -> "Theta":
         """The theta of these point rows [M], whose ancestries are `ids` [M, A]; rows of -1 give zeros."""
         flat = torch.cat([self.layout.gather_points(self.trained, rows), self.flat[self.layout.D:]])
         return Theta(flat, self.layout.of_points(len(rows)), ids)

@@ -5,7 +5,7 @@ arithmetic on values. Each works on whole learning-rate groups (contiguous spans
 gradient, m and v its averages, eta the learning rate, D trained numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -109,7 +109,7 @@ class Adam(Optimiser):
     """
 
     slots = ("m", "v")
-    kernel = staticmethod(adam)
+    kernel: Callable[..., None] = staticmethod(adam)
 
     def __init__(self, layout: Layout, *, lr: Schedule | dict[str, Schedule] = 1e-2,
                  betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.0,

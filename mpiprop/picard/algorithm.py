@@ -6,7 +6,7 @@ to the window start as copies of the last iterate. `pipelined` has the same argu
 
 from collections.abc import Callable, Iterator, Sequence
 
-from mpiprop.core.theta import Drift, Theta
+from mpiprop.core.theta import Drift, State, Theta
 from mpiprop.picard.window import ComputationUnit, Distance, PseudoInverse, Threshold, Window, distance, fit, moved, nothing
 
 
@@ -44,7 +44,8 @@ def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: in
     # theta^{k+1}_{tau+j+1} <- h_dagger(s(theta^k_{tau+j}), ... h_dagger(s(theta^k_tau), theta^k_tau) ...)
     # error <- {d(theta^{k+1}_{tau+j}, theta^k_{tau+j})}, j = 1 .. p, the mean square, 1/D d^2 in the paper
     # skip <- min({j : error_j > e} with {p}); the optimiser's averages are kept of that state alone
-    x, new, error, accepted = window.x.copy(), [window.x.theta], [], None
+    x, new, error = window.x.copy(), [window.x.theta], []
+    accepted: State | None = None
     for j in range(1, p + 1):
         x = h_dagger(drift[j - 1].read_as(old[j - 1], x.theta), x)
         new.append(x.theta)
@@ -55,6 +56,7 @@ def iteration(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, T: in
     # theta^{k+1}_{tau+j} <- theta^{k+1}_{tau+p}, j = p .. skip + p: the new window
     new += [new[p]] * skip
 
+    assert accepted is not None, "j = p ends the loop"
     # tau <- tau + skip, k <- k + 1, e <- gamma e + (1 - gamma) M(error), p <- min(p, T - tau)
     tau = tau + skip
     p = min(p, T - tau)

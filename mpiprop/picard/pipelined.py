@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from mpiprop.core.theta import Theta
+from mpiprop.core.theta import State, Theta
 from mpiprop.picard.window import (
     ComputationUnit,
     Distance,
@@ -42,7 +42,8 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
     drift = deque(s(theta[j], window.x.tau + j) for j in range(len(window.guess)))  # s(theta^k_{tau+j}), in parallel
 
     while window.x.tau < T:
-        x, accepted, errors, scalars = window.x.copy(), None, [], []
+        x, errors, scalars = window.x.copy(), [], []
+        accepted: State | None = None
         ahead: list[tuple[Theta, Promise | None]] = []  # theta^{k+1} and its drift, from the new tau on
         for j in range(p := len(window.guess)):
             old, arrived = theta.popleft(), drift.popleft().result()
@@ -65,6 +66,7 @@ def propel(window: Window, s: ComputationUnit, h_dagger: PseudoInverse, *, p: in
             else:
                 ahead.append((x.theta, s(x.theta, x.tau) if x.tau < T else None))
 
+        assert accepted is not None, "the last step of a window ends it"
         q = min(p, T - accepted.tau)
         for new in predict(x, max(0, q + 1 - len(ahead))):  # the window slides on
             ahead.append((new, s(new, accepted.tau + len(ahead)) if len(ahead) < q else None))

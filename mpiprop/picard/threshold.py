@@ -3,7 +3,7 @@
 Errors are mean squares per trained number. All rules return the next e and keep nothing themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
 from mpiprop.picard.window import Threshold
@@ -19,7 +19,7 @@ def middle(errors: Sequence[float]) -> float:
     return errors[len(errors) // 2]
 
 
-AGGREGATES = {"median": median, "mean": fmean, "middle": middle}
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"median": median, "mean": fmean, "middle": middle}
 
 
 def adaptive(gamma: float, aggregate: str) -> Threshold:

@@ -50,5 +50,5 @@ def length(record: Mapping[str, Any]) -> int:
 
 def unpack_drift(record: Mapping[str, Any], vector: Tensor) -> Drift:
     """The drift of a record and its vector, whose memory it shares."""
-    grad, *statistics = vector.split([record["D"], *record["statistics"].values()])
+    grad, *statistics = torch.split(vector, [record["D"], *record["statistics"].values()])
     return Drift(grad, record["scalars"], record["seconds"], dict(zip(record["statistics"], statistics)))

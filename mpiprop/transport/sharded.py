@@ -17,9 +17,12 @@ from mpiprop.transport.base import Unit
 class Helpers(Protocol):
     """Other ranks that evaluate parts of a step."""
 
-    workers: Sized  # those that are left
+    @property
+    def workers(self) -> Sized:
+        """Those that are left."""
 
-    def __call__(self, theta: Theta, tau: int, part: int = 0, parts: int = 1) -> Promise: ...
+    def __call__(self, theta: Theta, tau: int, *part: int) -> Promise:
+        """Hands out a part of a step, its number and how many there are; Unit has the meaning."""
 
     def deliver(self) -> None:
         """Wait until what was handed out has been sent."""

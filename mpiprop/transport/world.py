@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.utils import deterministic
 
 from mpiprop.core.errors import FAILED, RunError, UserError, coded, exit_code
 from mpiprop.core.launcher import launched, launched_ranks
@@ -76,7 +77,8 @@ class World:
             raise UserError(f"device=cuda: no usable GPU on {socket.gethostname()}; use device=cpu or device=auto")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order each time
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, and none is read unwritten
+        # Filling is a pass over every new tensor, and none is read unwritten.
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
