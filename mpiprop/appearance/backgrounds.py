@@ -3,13 +3,19 @@
 Letters: B views, H x W pixels.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from mpiprop.appearance.materials import ACTIVATIONS, Activation
+from mpiprop.core.errors import positive
 from mpiprop.core.streams import Streams, uniform
 from mpiprop.geometry.harmonics import harmonics
-from mpiprop.appearance.materials import ACTIVATIONS, Activation
+from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.networks import MLP
+from mpiprop.shapes.generators.base import Text
+from mpiprop.shapes.generators.hypernetwork import HyperNetwork
 
 
 class Solid(nn.Module):
@@ -56,6 +62,52 @@ class NeuralEnvironment(nn.Module):
             return directions.new_tensor(self.eval_colour).expand_as(directions)
         colours = self.network(harmonics(directions.reshape(-1, 3))).T.reshape(directions.shape)
         return _replaced(self.activation(colours), self.random_prob, rng)
+
+
+class TextBackground(nn.Module):
+    """The base class of backgrounds that depend on the prompt; its shape is a generator. Write `reading`."""
+
+    text_width: int | None = None  # numbers of the pooled text that it reads; None: any
+
+    def reading(self, text: Text) -> Callable[[Tensor, Streams | None], Tensor]:
+        """Returns the background of a prompt, to be called like any other."""
+        raise NotImplementedError
+
+
+class HyperEnvironment(TextBackground):
+    """A colour per direction, from a hash encoding of directions that all prompts share and a small network that a hypernetwork
+    makes from the text (ScaleDreamer's Hyper-iNGP).
+
+    text_width: numbers of the pooled text embedding (1024 for Stable Diffusion 2.1)
+    levels: grids, of 2 features each
+    base_resolution: cells a side of the coarsest grid
+    growth: resolution of a grid over that of the next coarser one
+    hidden: width of the hypernetwork's hidden layer and of the network that it makes
+    spectral_norm: divide the hypernetwork's layers by their largest singular value
+    random_prob: probability that the background of a training batch is one random colour per view instead
+    eval_colour: colour in evaluation renders, instead of the network's
+    """
+
+    def __init__(self, rng: Streams, *, text_width: int = 1024, levels: int = 16, base_resolution: int = 16,
+                 growth: float = 1.0, hidden: int = 64, spectral_norm: bool = False, random_prob: float = 0.2,
+                 eval_colour: tuple[float, float, float] | None = None) -> None:
+        super().__init__()
+        positive(text_width=text_width, hidden=hidden)
+        self.encoding = HashEncoding(rng.of("background"), levels, 19, base_resolution, growth, "torch")
+        self.hypernetwork = HyperNetwork(rng.of("background"), text_width, hidden,
+                                         [(hidden, self.encoding.channels), (3, hidden)], spectral_norm)
+        self.text_width, self.random_prob, self.eval_colour = text_width, random_prob, eval_colour
+
+    def reading(self, text: Text) -> Callable[[Tensor, Streams | None], Tensor]:
+        into, out = self.hypernetwork(text.pooled)
+
+        def colours(directions: Tensor, rng: Streams | None) -> Tensor:
+            if rng is None and self.eval_colour is not None:
+                return directions.new_tensor(self.eval_colour).expand_as(directions)
+            code = self.encoding(((directions.reshape(-1, 3).T + 1) / 2).contiguous())
+            made = (out @ (into @ code).relu()).sigmoid().T.reshape(directions.shape)
+            return _replaced(made, self.random_prob, rng)
+        return colours
 
 
 def _replaced(colours: Tensor, probability: float, rng: Streams | None) -> Tensor:

@@ -14,10 +14,12 @@ from torch.nn.functional import normalize
 from mpiprop.core.streams import Streams, uniform
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid, "scale_-11_01": lambda raw: raw / 2 + 0.5}
+    "sigmoid": torch.sigmoid, "scale_-11_01": lambda raw: raw / 2 + 0.5,
+    "padded_sigmoid": lambda raw: 1.002 * torch.sigmoid(raw) - 0.001}  # reaches 0 and 1 (Mip-NeRF)
 INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": partial(torch.logit, eps=1 / 512), "scale_-11_01": lambda colour: 2 * colour - 1}
-Activation = Literal["sigmoid", "scale_-11_01"]
+    "sigmoid": partial(torch.logit, eps=1 / 512), "scale_-11_01": lambda colour: 2 * colour - 1,
+    "padded_sigmoid": lambda colour: torch.logit((colour + 0.001) / 1.002)}
+Activation = Literal["sigmoid", "scale_-11_01", "padded_sigmoid"]
 
 
 class NoMaterial(nn.Module):

@@ -29,11 +29,14 @@ PACKAGE = Path(__file__).parents[1]
 GROUP = "mpiprop.components"
 OWN: dict[str, dict[str, str]] = {  # name and module of each, by the part of a stage that they may be
     "shape": {"HashGrid": "shapes.fields.hashgrid", "SDF": "shapes.fields.sdf", "DMTet": "shapes.surfaces.dmtet",
-              "TexturedMesh": "shapes.surfaces.textured", "Gaussians": "shapes.clouds.gaussians"},
+              "TexturedMesh": "shapes.surfaces.textured", "Gaussians": "shapes.clouds.gaussians",
+              "HyperINGP": "shapes.generators.hyper_ingp", "Conv3D": "shapes.generators.conv3d",
+              "Triplane": "shapes.generators.triplane"},
     "material": {"Diffuse": "appearance.materials", "NoMaterial": "appearance.materials",
                  "Normals": "appearance.materials"},
-    "background": {"Solid": "appearance.backgrounds", "NeuralEnvironment": "appearance.backgrounds"},
-    "render": {"Volume": "render.volume", "Mesh": "render.mesh", "Splat": "render.splat"},
+    "background": {"Solid": "appearance.backgrounds", "NeuralEnvironment": "appearance.backgrounds",
+                   "HyperEnvironment": "appearance.backgrounds"},
+    "render": {"Volume": "render.volume", "Mesh": "render.mesh", "Splat": "render.splat", "VolSDF": "render.volsdf"},
     "views": {"Random": "views.samplers", "Reference": "views.samplers"},
     "guidance": {"SDS": "guidance.sds", "SJC": "guidance.sjc", "VSD": "guidance.vsd", "CSD": "guidance.csd",
                  "ASD": "guidance.asd", "NFSD": "guidance.nfsd", "ISM": "guidance.ism", "SDI": "guidance.sdi",

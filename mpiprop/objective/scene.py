@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mpiprop.appearance.backgrounds import TextBackground
 from mpiprop.core import ancestry
 from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Layout, Theta
@@ -102,8 +103,9 @@ class Scene:
         jitter or drawn shading. `normals` False leaves out those that the shading does not read."""
         views = views.to(self.device)
         if isinstance(self.shape, Generator):
-            return joined([self._of_prompt(prompt, rng).render(
-                views[rows.start:rows.stop], tau, _streams_of(rows, rng), normals) for prompt, rows in views.runs()])
+            made = {prompt: self._of_prompt(prompt, rng) for prompt in dict.fromkeys(prompt for prompt, _ in views.runs())}
+            return joined([made[prompt].render(views[rows.start:rows.stop], tau, _streams_of(rows, rng), normals)
+                           for prompt, rows in views.runs()])
         normals = self.shape.has_normals and (normals or self.material.wants_normals(tau, rng, views.unlit))
         shade = partial(self.material, tau=tau, rng=rng, unlit=views.unlit)
         return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, normals)
@@ -116,7 +118,10 @@ class Scene:
         """The scene with the field that the generator makes of a prompt. Latent draws depend on the step and the prompt alone,
         so that parts of a batch see the same field."""
         made = copy(self)
-        made.shape = self.shape.field(self.texts(prompt), rng and rng.of(f"generator/{prompt}"))
+        text = self.texts(prompt)
+        made.shape = self.shape.field(text, rng and rng.of(f"generator/{prompt}"))
+        if isinstance(self.background, TextBackground):
+            made.background = self.background.reading(text)
         return made
 
     @torch.no_grad()

@@ -63,7 +63,7 @@ class Volume(Renderer):
         else:
             jitter = rng.rows("render.jitter", uniform, len(view)).to(view.device)
             channels, samples = self._render(field, shade, *rays, jitter, normals)
-            samples = replace(samples, nearby=partial(_nearby, field, samples, len(view), rng) if normals else None)
+            samples = replace(samples, nearby=partial(nearby_normals, field, samples, len(view), rng) if normals else None)
         rgb, opacity, depth, facing = channels.unflatten(0, shape).split([3, 1, 1, channels.shape[1] - 5], -1)
         rgb = torch.addcmul(rgb, 1 - opacity, behind)
         return Image(rgb, opacity, depth, normalize(facing, dim=-1) if facing.shape[-1] else None, samples, behind=behind)
@@ -93,7 +93,7 @@ class Volume(Renderer):
         return summed, Samples(ray, t, weights, positions, towards, at.normals, at.slope)
 
 
-def _nearby(field: Field, samples: Samples, rays: int, rng: Streams, displacement: float) -> Tensor:
+def nearby_normals(field: Field, samples: Samples, rays: int, rng: Streams, displacement: float) -> Tensor:
     """Normals [S, 3] at the samples displaced, those of one ray alike, by a normal deviate of that standard deviation."""
     offset = rng.rows("render.nearby", normal, rays, 3).to(samples.positions.device) * displacement
     return field.probe(samples.positions + offset[samples.ray], True)[1](slice(None)).normals

@@ -70,6 +70,11 @@ class Stage:
             told = next(each for each in embeddings if each is not None)
             each = told.each if isinstance(told, SeveralConditions) else (told,)
             self.scene.texts = lambda prompt: each[prompt].to(self.device).text
+            width = each[0].text.tokens.shape[-1]
+            for name, part in (("shape", self.scene.shape), ("background", self.scene.background)):
+                if getattr(part, "text_width", None) not in (None, width):
+                    raise UserError(f"stages.{self.run.index(self.name)}.{name}.text_width: got {part.text_width}, and the "
+                                    f"prior's text has width {width}; set text_width: {width}")
 
     def weight_bytes(self) -> int:
         """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model is not to be had."""

@@ -16,6 +16,7 @@ from mpiprop.config.loader import Run, Stage as StageConfig, Term, loads, parse
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule
 from mpiprop.core.streams import Streams
+from mpiprop.appearance.backgrounds import TextBackground
 from mpiprop.appearance.materials import NoMaterial
 from mpiprop.guidance.regularizers import lacking
 from mpiprop.planning.laws import Work
@@ -164,7 +165,11 @@ def _drawn(stage: Stage, path: str) -> set[str]:
     with placed(f"{path}.render"):
         renderer.check(shape)
     has = set(renderer.makes) | ({"normals"} if shape.has_normals else set())
-    has |= {"slope"} if shape.has_normals and isinstance(shape, DistanceField) else set()
+    kind = shape.makes if isinstance(shape, Generator) else type(shape)
+    has |= {"slope"} if shape.has_normals and issubclass(kind, DistanceField) else set()
+    if isinstance(scene.background, TextBackground) and not isinstance(shape, Generator):
+        raise UserError(f"{path}.background: {type(scene.background).__name__} reads the prompt for a generator, and a "
+                        f"{type(shape).__name__} is none; use NeuralEnvironment or Solid")
     if isinstance(shape, Cloud) and type(scene.material) is not NoMaterial:
         raise UserError(f"{path}.material: Gaussians have colours of their own; use NoMaterial")
     if "normals" not in has and scene.material.wants_normals(stage.T, None):

@@ -126,6 +126,8 @@ class HashEncoding(nn.Module):
 def _interpolate(table: Tensor, unit: Tensor, levels: tuple[Level, ...], rows: int, derivatives: bool) -> Tensor:
     """Features [1, 2 rows, N], or with their derivatives along the axes [4, 2 rows, N]; zero without a level."""
     unit = unit.contiguous()
+    if table.storage_offset() % 2:  # theta has it at an odd place, where no complex number can be
+        table = table.clone()
     table = torch.view_as_complex(table.view(-1, 2))
     out = unit.new_empty(4 if derivatives else 1, rows, 2, unit.shape[1])
     out[:, len(levels):] = 0

@@ -35,6 +35,9 @@ class Generator(Shape):
     What trains is the network: one theta for all prompts. A step draws the prompts of its views.
     """
 
+    makes: type[Field] = Field  # the kind of field
+    text_width: int | None = None  # width of the text that it reads; None: any
+
     def field(self, text: Text, rng: Streams | None) -> Field:
         """Returns the field of a prompt, differentiable in the generator's parameters.
 
