@@ -11,8 +11,8 @@ import yaml
 
 from mpiprop.config import components, loader
 from mpiprop.config.components import MODULES, Node, build, find, plugins
-from mpiprop.config.loader import Run
 from mpiprop.config.conversion import convert
+from mpiprop.config.schema import Published, Run, WindowConfig
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule
 
@@ -137,15 +137,15 @@ def test_a_stage_overrides_the_window_of_the_run_key_by_key(path: str, tmp_path:
 def test_the_preset_of_the_paper_completes_what_is_not_given(path: str, tmp_path: Path) -> None:
     """What is given beside the preset wins, for the run and for one stage; the resolved text is the same run."""
     published = "window.paper={threshold: 5.0e-5, aggregate: mean}"
-    paper = loader.Window(preset="paper", threshold=5e-5, decay=0.9, aggregate="mean", predict="copy", reuse=False,
-                          compare="scene", paper=loader.Published(5e-5, "mean"))
+    paper = WindowConfig(preset="paper", threshold=5e-5, decay=0.9, aggregate="mean", predict="copy", reuse=False,
+                         compare="scene", paper=Published(5e-5, "mean"))
     cases = {
-        (published,): loader.Window(paper=paper.paper),
+        (published,): WindowConfig(paper=paper.paper),
         (published, "window.preset=paper"): paper,
         (published, "stages.0.window.preset=paper"): paper,
         (published, "window.preset=paper", "window.threshold=1e-5", "window.size=3"): replace(paper, threshold=1e-5, size=3),
         (published, "window.preset=paper", "stages.0.window={decay: 0.5, reuse: true}"): replace(paper, decay=0.5, reuse=True),
-        (published, "window.preset=paper", "stages.0.window.preset=default"): loader.Window(paper=paper.paper),
+        (published, "window.preset=paper", "stages.0.window.preset=default"): WindowConfig(paper=paper.paper),
         ("window.preset=paper", "window.threshold=0"): replace(paper, threshold=0.0, aggregate="median", paper=None),
         ("window.preset=paper", "stages.0.window.paper={threshold: 5.0e-5, aggregate: mean}"): paper}
     for overrides, wanted in cases.items():
@@ -238,11 +238,11 @@ def test_a_mistake_is_one_line_that_names_it(path: str, overrides: list[str], me
 @pytest.mark.parametrize(("text", "message"), [
     ("seed: 1\nseed: 2\n", "not YAML (line 2): key 'seed' given twice"),
     ("seed: [1\n", "not YAML (line 2)"),
-    ("- 1\n", "needs keys and values (name, prompt, image, from, seed, "),
+    ("- 1\n", "needs keys and values (name, prompt, prompts, image, from, "),
     ("", "needs keys and values"),
     ("prompt: x\n", "stages: missing; needs ["),
     ("seed: !!python/object:os.system x\n", "not YAML (line 1): could not determine a constructor"),
-    ("1: 2\nstages: []\n", "1: unknown key; valid: name, prompt, image, "),
+    ("1: 2\nstages: []\n", "1: unknown key; valid: name, prompt, prompts, image, "),
     (yaml.safe_dump(TREE).replace("steps: 10", ""), "stages.0.steps: missing; needs whole number"),
     (yaml.safe_dump({**TREE, "stages": [STAGE, STAGE]}), "stages: needs at least one entry, each with a name of its"),
     (yaml.safe_dump(TREE).replace("must: 1", "spare: null"), "stages.0.terms.0.guidance.must: missing; needs whole"),
@@ -319,3 +319,19 @@ def test_a_run_is_immutable() -> None:
     run: Run = loader.parse(TREE, "here")
     with pytest.raises(AttributeError):
         run.seed = 3
+
+
+def test_several_prompts_come_from_a_list_or_a_file(path: str, tmp_path: Path) -> None:
+    """They take the place of the file's prompt; what was read is in the run, which no longer needs the file."""
+    (tmp_path / "lines.txt").write_text("a red pear\n\na blue pear\n")
+    (tmp_path / "parts.json").write_text('{"train": ["a red pear", "a blue pear"], "test": ["a pear"]}')
+    for given in ("[a red pear, a blue pear]", tmp_path / "lines.txt", tmp_path / "parts.json"):
+        run = loader.load(path, [f"prompts={given}"])
+        assert run.prompts == ("a red pear", "a blue pear") and run.prompt == ""
+        (tmp_path / "config.yaml").write_text(loader.resolved(run))
+        assert replace(loader.load(str(tmp_path / "config.yaml")), name=run.name) == run
+        assert loader.load(str(tmp_path / "config.yaml"), ["prompt=a pear"]).prompts == ("a pear",)
+    assert loader.load(path).prompts == ("a pear",)
+    for both in (["prompt=a pear", "prompts=[a red pear]"], ["prompts.0=a pear"]):
+        with pytest.raises(UserError):
+            loader.load(path, both)

@@ -18,7 +18,8 @@ from PIL import Image as Pil
 
 from mpiprop.run import program
 from mpiprop.io import photograph
-from mpiprop.config.loader import CONFIGS, Picture, load
+from mpiprop.config.loader import CONFIGS, load
+from mpiprop.config.schema import Picture
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import PENALTIES

@@ -65,6 +65,7 @@ MISTAKES = [  # what is typed after `mpiprop`, and what the line must contain
     (run("toy", "stages.0.shape.use=subprocess:Popen"), "stages.0.shape.use: 'subprocess:Popen' is not a component of mpiprop"),
     (run("toy", "prompts=[a red ball, a blue ball]"), "prompts: a HashGrid (stages.0.shape) makes one object"),
     (run("toy", "prompts=[a red ball, ' ']"), 'nothing to make: give prompt="..."'),
+    (run("toy", "prompt=a red ball", "prompts=[a blue ball]"), "prompts: give prompt or prompts, not both"),
     (run("toy", "prompts=nowhere.txt"), "prompts: nowhere.txt: cannot be read as prompts"),
     (run("toy", "stages.0.shape.use=HashGird"), "did you mean 'HashGrid'"),
     (run("toy", "stages.0.shape=HashGrid"), "stages.0.shape: needs {use: NAME, ...}"),

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mpiprop.cli.main import main
 from mpiprop.config import loader
+from mpiprop.core.errors import UserError
 from mpiprop.run import checkpoint
 
 TOY = ["toy", "stages.0.steps=20", "turntable.frames=1", "mesh.resolution=8"]
@@ -140,5 +141,5 @@ def test_a_hostile_configuration_leaves_no_trace(monkeypatch, capfd, tmp_path, m
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system [touch trace]", "!!python/name:os.system", "!include x"])
 def test_tags_of_yaml_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(f"prompt: {text}\nstages: []\n")
-    with pytest.raises(loader.UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not YAML"):
         loader.load(str(tmp_path / "bad.yaml"))

@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 from mpiprop.cli.main import dispatch
 from mpiprop.config import loader
 from mpiprop.config.json_schema import schema
+from mpiprop.core.errors import UserError
 
 SCHEMA = schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
@@ -32,7 +33,7 @@ def test_every_configuration_is_valid_as_written_and_as_resolved(name: str) -> N
     "stages.0.shape.use=HashGird", "stages.0.shape.levles=3", "stages.0.shape.use=Adam", "stages.0.terms.0.guidance.prior=1",
     "stages.0.terms.0.guidance.weighting=none", "stages.0.optimiser.lr=[[0]]", "prompts=3", "mesh.texture=10000"])
 def test_what_the_program_refuses_is_invalid(override: str) -> None:
-    with pytest.raises(loader.UserError):
+    with pytest.raises(UserError):
         loader.load("toy", [override])
     assert list(VALIDATOR.iter_errors(loader.read("toy", [override])))
 

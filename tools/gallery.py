@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mpiprop.config import loader  # noqa: E402  (from this checkout)
+from mpiprop.config.schema import Run  # noqa: E402
 from mpiprop.config.components import build  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
 from mpiprop.metrics.measures import Result, measure  # noqa: E402
@@ -55,7 +56,7 @@ def choose(n: int) -> list[tuple[str, bool]]:
     return chosen
 
 
-def pictured(run: loader.Run, prompt: str, azimuth: float, out: Path) -> list[str]:
+def pictured(run: Run, prompt: str, azimuth: float, out: Path) -> list[str]:
     """Overrides that show a run a picture of the prompt's object, which is made where there is none."""
     if run.reads_prompt:
         return [f"prompt={prompt}"]
@@ -144,7 +145,7 @@ def main() -> None:
         print(args.out / "stages.png")
 
 
-def novel(run: loader.Run, prompts: list[str], views: dict[tuple[str, str], Tensor], azimuth: float, out: Path) -> None:
+def novel(run: Run, prompts: list[str], views: dict[tuple[str, str], Tensor], azimuth: float, out: Path) -> None:
     """Prints the table of PSNR (dB) against the true objects and writes out/novel.png; `azimuth` (rad) of the pictures."""
     cameras, rows, means = build(run.stages[-1].terms[0].views), [], {method: [] for method in METHODS}
     print("\n| prompt | all around, sequential | window 7 | the picture's side | window 7 | behind | window 7 |\n"

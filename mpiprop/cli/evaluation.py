@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mpiprop.run import outputs, folders
-from mpiprop.config.loader import Run, Stage
 from mpiprop.config.prompts import read_prompts
+from mpiprop.config.schema import Run, StageConfig
 from mpiprop.core.errors import UserError
 from mpiprop.metrics.judge import Judge
 from mpiprop.metrics.measures import Moments, frechet, measure
@@ -114,7 +114,7 @@ def _rendered(folder: Path, run: Run, protocol: Protocol, judge: Judge, seed: in
     return (_subject(folder, run, stage.config, found.window.x.tau), torch.cat(features), reduce(add, cuts) if cuts else None)
 
 
-def _subject(folder: Path, run: Run, stage: Stage, step: int) -> Subject:
+def _subject(folder: Path, run: Run, stage: StageConfig, step: int) -> Subject:
     return Subject(str(folder), run.name, run.seed, stage.window.size, stage.name, step, stage.steps,
                    (folder / "done").exists())
 

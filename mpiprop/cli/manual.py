@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from mpiprop.config import loader
 from mpiprop.config.components import MODULES, OWN, Component, Node, find, plugins
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.config.conversion import describe_kind, spelt
 from mpiprop.core.errors import UserError, suggestion
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mpiprop.config.components import OWN, Node, Text, find, plugins
 from mpiprop.config.conversion import plain, spelt
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 
 Schema = dict[str, Any]
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", Text: "string", NoneType: "null"}

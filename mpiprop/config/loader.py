@@ -1,176 +1,24 @@
-"""The run's configuration: YAML with overrides as frozen records, complete and checked.
-
-Defaults live in the records below and in the components' own signatures (components.py); a YAML holds what differs.
-"""
+"""Reads the configuration of a run: YAML with overrides, completed by presets and defaults, checked."""
 
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from mpiprop.config.components import PACKAGE, Node, needs, placed, takes
-from mpiprop.config.conversion import convert, key, plain, spelt
+from mpiprop.config.components import PACKAGE, placed
+from mpiprop.config.conversion import convert, plain, spelt
 from mpiprop.config.prompts import read_prompts
+from mpiprop.config.schema import Published, Run
 from mpiprop.core.errors import UserError, suggestion
-from mpiprop.core.schedules import Schedule
 
 PRESETS = {"paper": {"decay": 0.9, "predict": "copy", "reuse": False, "compare": "scene"}}  # of window, beside its `paper`
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"  # installed; checkout
+INSTEAD = {"prompt": "prompts", "prompts": "prompt"}  # an override of the one replaces the other of the file
 VERBATIM = ("prompt", "image", "from")  # overrides taken as they are, never read as YAML
-
-
-@dataclass(frozen=True)
-class Published:
-    threshold: float = key("first threshold e", lo=0)
-    aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e")
-
-
-@dataclass(frozen=True)
-class Window:
-    preset: Literal["default", "paper"] = key(
-        "what the keys not given here or in stages are set to: mpiprop's defaults, or Algorithm 2 of the DreamPropeller paper "
-        "as printed (threshold and aggregate of `paper`, decay 0.9, predict: copy, reuse: false, compare: scene)", "default")
-    size: int = key("steps evaluated side by side, p; 1 is the sequential method", 7, lo=1)
-    threshold: Literal["auto"] | float = key(
-        "first threshold e (mean square per trained number); 0 is the exact method, auto follows the optimiser's steps",
-        "auto", lo=0)
-    decay: float = key("gamma: share of e kept from one iteration to the next", 0.9, lo=0, hi=1)
-    aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e", "median")
-    predict: Literal["copy", "momentum"] = key(
-        "what new steps start from: the last iterate, or a line along its momentum", "momentum")
-    reuse: bool = key("keep a gradient whose parameters moved by no more than e since it was evaluated; false: evaluate all "
-                      "steps of the window anew in every iteration", True)
-    compare: Literal["all", "scene"] = key(
-        "numbers whose errors are held against e: all that train, or all but a LoRA's", "all")
-    shards: int = key("parts of a step's batch, each for a rank of its own where there are enough (1 + size x shards); "
-                      "changes results by rounding", 1, lo=1)
-    relative: float = key("with threshold auto: e in units of one optimiser step's mean square", 10.0, lo=0)
-    paper: None | Published = key("what preset: paper takes, as published for the system", None)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    every_s: float = key("time between checkpoints (s)", 60.0, lo=0)
-
-
-@dataclass(frozen=True)
-class Preview:
-    every_s: float = key("time between previews (s), beside one at each stage's end; 0: none", 30.0, lo=0)
-    size: int = key("height and width of a view (pixels)", 128, lo=1)
-    views: int = key("views side by side", 4, lo=1)
-
-
-@dataclass(frozen=True)
-class Turntable:
-    frames: int = key("views around the object, from the front", 60, lo=1)
-    size: int = key("height and width of a view (pixels)", 256, lo=1)
-    fps: int = key("frames a second", 20, lo=1)
-
-
-@dataclass(frozen=True)
-class MeshOut:
-    resolution: int = key("cells along each side of the box", 128, lo=2)
-    threshold: Literal["auto"] | float = key("density at the surface; auto: the mean where not empty", "auto", lo=0)
-    parts: float = key("components with fewer faces than this share of the largest one's are dropped", 0.01, lo=0, hi=1)
-    faces: int = key("number of faces to come down to; 0: keep all; a TexturedMesh keeps its own", 0, lo=0)
-    texture: int = key("height and width of the texture (pixels); 0: colours at the vertices; a TexturedMesh keeps its own",
-                       0, lo=0, hi=8192)
-    height_m: float = key("height of the object (m), which then stands on the ground; 0: the scene's own units", 0.0, lo=0)
-
-
-@dataclass(frozen=True)
-class Picture:
-    fill: float = key("longer side of the object over that of the picture, to which it is brought, in the middle; "
-                      "0: it stays as and where it is", 0.8, lo=0, hi=1)
-    size: int = key("height and width that the picture is brought to (pixels)", 512, lo=8, hi=4096)
-    elevation_deg: float = key("elevation that it was taken from (degrees)", 0.0, lo=-89, hi=89)
-    distance: float = key("distance of its camera from the origin (world units)", 3.8, lo=0.01)
-    fovy_deg: float = key("vertical field of view of its camera (degrees)", 20.0, lo=1, hi=170)
-    sha256: str | None = key("of its content and of the pictures of depth and normals beside it, as the program found it: "
-                             "a run is of this picture, wherever it lies", None)
-
-
-@dataclass(frozen=True)
-class Term:
-    name: str = key("name in the log; its random draws are keyed by it")
-    views: Node = key("where to look from")
-    guidance: Node = key("what is wanted there")
-    weight: Schedule = key("factor of the guidance's loss", 1.0)
-    penalties: dict[str, Schedule] = key("weight of each penalty, by name", dict)
-    densify: bool = key("whether its views count where Gaussians are cloned and split by their gradients on the screen", True)
-
-
-@dataclass(frozen=True)
-class Stage:
-    name: str = key("name in the log and in checkpoints")
-    steps: int = key("optimiser steps, T", lo=1)
-    shape: Node = key("what is optimised")
-    material: Node = key("how it answers light")
-    background: Node = key("what is behind it")
-    render: Node = key("how a picture is made of it")
-    optimiser: Node = key("one step, h-dagger")
-    terms: tuple[Term, ...] = key("summands of the loss")
-    window: Window = key("what differs from the run's window", Window)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    name: str = key("what the configuration is called (default: its file's name)", "")
-    prompt: str = key("what to make", "")
-    prompts_: tuple[str, ...] | None = key(
-        "several things to make, in the place of prompt, where the shape is a generator: a list of texts, or the name of a "
-        "file: .txt, one a line, or .json, a list or an object with the key train", None)
-    image: str | None = key("picture to start from (file)", None)
-    from_: str | None = key("run folder with whose newest state the first stage begins", None)
-    seed: int = key("same seed, same bits", 0, lo=0)
-    device: Literal["auto", "cpu", "cuda"] = key("where to compute; auto: a GPU if there is one", "auto")
-    threads: int = key("CPU threads of each rank", 1, lo=1, hi=1024)
-    faults: Literal["stop", "continue"] = key(
-        "when a rank dies: save and stop, or go on with the others (under mpirun --with-ft ulfm)", "stop")
-    patience_s: float = key("time without an answer after which a rank counts as hung (s), but at least 20 times the slowest "
-                            "evaluation. Before a rank's first evaluation it is ten times as long", 60.0, lo=0)
-    unknown_words: Literal["refuse", "warn"] = key("a prompt that names no object which a built-in model knows: refused, or "
-                                                   "tried after a warning", "refuse")
-    window: Window = key("the sliding window", Window)
-    checkpoint: Checkpoint = key("window.h5", Checkpoint)
-    preview: Preview = key("previews/", Preview)
-    turntable: Turntable = key("turntable.gif", Turntable)
-    mesh: MeshOut = key("mesh.glb", MeshOut)
-    reference: Picture = key("what is known of the picture to start from", Picture)
-    stages: tuple[Stage, ...] = key("stages, in order")
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """All prompts: those of `prompts`, or the only one."""
-        return self.prompts_ or (self.prompt,)
-
-    @property
-    def subject(self) -> str:
-        """What it makes in a few words: the picture's name, else the prompt, or how many there are."""
-        if self.image is not None:
-            return Path(self.image).stem.removesuffix("_rgba")
-        return self.prompt if self.prompts_ is None else f"{len(self.prompts)} prompts"
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether a prior is told of the prompt, rather than of a picture."""
-        guidances = [term.guidance for stage in self.stages for term in stage.terms]
-        return any(takes(node, "prompts") and not needs(node.part("prompts"), "reference") for node in guidances)
-
-    def index(self, name: str) -> int:
-        """The number of the stage of this name."""
-        return [stage.name for stage in self.stages].index(name)
-
-    @property
-    def nodes(self) -> list[Node]:
-        """The outermost components of all stages."""
-        return [node for stage in self.stages for node in (
-            stage.shape, stage.material, stage.background, stage.render, stage.optimiser,
-            *(node for term in stage.terms for node in (term.views, term.guidance)))]
 
 
 class _Loader(yaml.SafeLoader):
@@ -214,11 +62,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Run:
     """The configuration `name` (of `names()`, or a file) with `key=value` overrides, checked and complete."""
     shipped = name in names()
     where, tree = f"configs/{name}.yaml" if shipped else name, read(name, overrides)
-    if tree.get("prompts"):
-        tree.pop("prompt", None)
-        if isinstance(tree["prompts"], str):
-            with placed(f"{where}: prompts"):
-                tree["prompts"] = read_prompts(Path(tree["prompts"]), "train")
+    if isinstance(tree.get("prompts"), str):
+        with placed(f"{where}: prompts"):
+            tree["prompts"] = read_prompts(Path(tree["prompts"]), "train")
     return parse({"name": name if shipped else Path(name).stem} | tree, where)
 
 
@@ -233,6 +79,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> dict:
         raise UserError(f"{name}: not a text file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{name}: needs keys and values ({', '.join(spelt(f) for f in fields(Run))})")
+    given = {override.partition("=")[0] for override in overrides}
+    tree = {name: value for name, value in tree.items() if INSTEAD.get(name) not in given}
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
@@ -261,6 +109,8 @@ def parse(tree: Mapping[str, Any], where: str) -> Run:
     """The run that plain data describes; messages begin with `where`."""
     try:
         run = convert(Run, _inherit(tree), "")
+        if run.prompts_ is not None and run.prompt:
+            raise UserError("prompts: give prompt or prompts, not both")
         lists = {"stages": run.stages} | {f"stages.{i}.terms": stage.terms for i, stage in enumerate(run.stages)}
         for path, parts in lists.items():
             if not parts or len({part.name for part in parts}) < len(parts):

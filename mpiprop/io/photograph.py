@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from mpiprop.config.loader import Picture
+from mpiprop.config.schema import Picture
 from mpiprop.core.errors import UserError
 from mpiprop.views.reference import Pose, Reference, unmultiplied
 

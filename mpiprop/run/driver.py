@@ -7,7 +7,7 @@ from pathlib import Path
 from mpiprop import __version__
 from mpiprop.run import checkpoint, outputs, preemption
 from mpiprop.config import loader
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.core.errors import DONE, PREEMPTED, Preempted, UserError, exit_code
 from mpiprop.run.log import Log
 from mpiprop.core.theta import Drift, Layout, State

@@ -8,7 +8,7 @@ from time import monotonic, sleep
 from typing import IO
 
 from mpiprop.config import loader
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mpiprop.config.components import needs
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mpiprop.run import checkpoint, folders
 from mpiprop import report
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.run.log import Log
 from mpiprop.core.theta import Theta

@@ -13,7 +13,7 @@ import torch
 from mpiprop import transport
 from mpiprop.run import checkpoint, folders, inputs, preemption
 from mpiprop.config import loader
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
 from mpiprop.run.log import Log
 from mpiprop.core.memory import recycle_large_blocks

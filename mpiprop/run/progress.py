@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from mpiprop.run import outputs
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.run.log import Log
 from mpiprop.picard.window import Window
 from mpiprop.run.stage import Stage

@@ -8,7 +8,7 @@ import torch
 
 from mpiprop.run import transition
 from mpiprop.config.components import Node, build, placed, takes, texts
-from mpiprop.config.loader import Run
+from mpiprop.config.schema import Run
 from mpiprop.config.conversion import plain
 from mpiprop.core.errors import UserError, suggestion
 from mpiprop.core.streams import Streams

@@ -14,7 +14,7 @@ from shutil import disk_usage, which
 import torch
 
 from mpiprop.run import checkpoint
-from mpiprop.config.loader import Run, Window
+from mpiprop.config.schema import Run, WindowConfig
 from mpiprop.core.errors import UserError
 from mpiprop.transport.world import World
 from mpiprop.views.reference import Reference
@@ -116,7 +116,7 @@ def _judged(run: Run, begin: int, device: torch.device, stages: Sequence[Survey]
                     f"results     {folder}: {films}, mesh.glb, report.html"), tuple(dict.fromkeys(warnings)))
 
 
-def _table(stages: Sequence[Survey], windows: Sequence[Window], ranks: int) -> list[str]:
+def _table(stages: Sequence[Survey], windows: Sequence[WindowConfig], ranks: int) -> list[str]:
     """A line for each stage, aligned, under a line that says what is in it."""
     rows = [("stage", "steps", "trained", "+ stored", "MPI a step", "window", "views a step", "models")]
     for stage, window in zip(stages, windows):

@@ -6,7 +6,7 @@ reckoned with them is called an estimate wherever it is shown.
 
 import torch
 
-from mpiprop.config.loader import Run, Window
+from mpiprop.config.schema import Run, WindowConfig
 from mpiprop.planning.laws import FLOAT, Work, root_bytes, worker_bytes
 from mpiprop.run.preflight.memory import Need
 from mpiprop.run.preflight.stages import Survey
@@ -23,7 +23,7 @@ MODELS = "the number of ranks here, or model and dtype of the prior"
 PACKAGES = "the number of ranks here"
 
 
-def of_rank(run: Run, stage: Survey, window: Window, rank: int, ranks: int, device: torch.device, grid: int,
+def of_rank(run: Run, stage: Survey, window: WindowConfig, rank: int, ranks: int, device: torch.device, grid: int,
             last: bool) -> dict[str, Need]:
     """What a rank takes in a stage, by kind of memory: "host", "gpu".
 
@@ -52,7 +52,7 @@ def of_rank(run: Run, stage: Survey, window: Window, rank: int, ranks: int, devi
     return {"host": Need(host.known | vectors.known, host.guessed | vectors.guessed)}
 
 
-def checkpoint(work: Work, window: Window) -> float:
+def checkpoint(work: Work, window: WindowConfig) -> float:
     """Bytes of a checkpoint: a state, and a window's guesses."""
     return FLOAT * ((1 + min(window.size, work.T)) * work.L + work.slots * work.D)
 

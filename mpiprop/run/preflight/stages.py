@@ -12,7 +12,8 @@ import torch
 from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.conditioning.base import texts_for
 from mpiprop.config.components import Node, placed, takes, texts
-from mpiprop.config.loader import Run, Stage as StageConfig, Term, loads, parse
+from mpiprop.config.loader import loads, parse
+from mpiprop.config.schema import Run, StageConfig, TermConfig
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule
 from mpiprop.core.streams import Streams
@@ -126,7 +127,7 @@ class Model:
         return kind if model is None else f"{model} {kind}" if model == "builtin" else f"{kind} {model}"
 
 
-def _model(stage: Stage, term: Term) -> Model | None:
+def _model(stage: Stage, term: TermConfig) -> Model | None:
     """The model of a term; None where it has none."""
     if not takes(term.guidance, "prompts"):
         return None
@@ -178,7 +179,7 @@ def _drawn(stage: Stage, path: str) -> set[str]:
     return has
 
 
-def _images(term: Term, built: Built, has: set[str], path: str) -> None:
+def _images(term: TermConfig, built: Built, has: set[str], path: str) -> None:
     """Raises UserError for a penalty or a guidance that reads of an image what it does not have."""
     for name, weight in term.penalties.items():
         if _values(weight) != {0.0} and (why := lacking(name, has)):
@@ -203,7 +204,7 @@ def _words(run: Run, model: Model) -> list[str]:
     return [f"warning: the {model.name} does not know {unknown}; leave out what it does not know"] if unknown else []
 
 
-def _batches(stage: Stage, term: Term, built: Built, prior: Prior | None, path: str) -> tuple[int, float]:
+def _batches(stage: Stage, term: TermConfig, built: Built, prior: Prior | None, path: str) -> tuple[int, float]:
     """The views in a term's smallest batch, and bytes at the peak of its most expensive evaluation. Raises UserError for
     batches that cannot be drawn or divided, or that the guidance does not take."""
     sizes, costs, group, shards = [], [], 1 if prior is None else prior.group, stage.config.window.shards
@@ -249,7 +250,7 @@ def _narrowing(widths: Sequence[int]) -> float:
     return sum(width / 4 ** level for level, width in enumerate(widths))
 
 
-def _knots(term: Term, T: int) -> list[int]:
+def _knots(term: TermConfig, T: int) -> list[int]:
     """The steps at which something in the term's configuration changes, and the first and the last."""
     steps = {step for node in (term.views, term.guidance) for value in node.keys.values() for step in _steps(value)}
     return sorted({0, T - 1} | {int(step) for step in steps if 0 <= step < T})
