@@ -114,7 +114,8 @@ again() {
 # listed FILE: the lines of FILE, or the texts of its JSON, each ended by a NUL.
 listed() {
     python -c 'if True:
-        import sys; from pathlib import Path; from mpiprop.metrics.prompts import UserError, read_prompts
+        import sys; from pathlib import Path
+        from mpiprop.config.prompts import read_prompts; from mpiprop.core.errors import UserError
         try:
             print(*read_prompts(Path(sys.argv[1])), sep="\0", end="\0")
         except UserError as error:
