@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpiprop"
 LAYERS = [("core",), ("config",), ("corpus", "geometry", "picard", "views"), ("optim", "transport"),
-          ("priors", "shapes"), ("appearance", "conditioning"), ("guidance", "render"), ("objective",),
+          ("priors", "shapes"), ("appearance", "conditioning", "estimators"), ("guidance", "render"), ("objective",),
           ("io", "metrics", "planning"), ("report",), ("run",), ("cli",), ("__main__",)]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
@@ -19,9 +19,9 @@ DOORS = {
     "h5py": ("run/checkpoint.py", "run/checkpoint_file.py"),
     "yaml": ("config/",),
     "jinja2": ("report/",),
-    "diffusers": ("priors/",),
+    "diffusers": ("priors/", "estimators/"),
     "peft": ("priors/",),
-    "transformers": ("priors/", "metrics/"),
+    "transformers": ("priors/", "estimators/", "metrics/"),
     "huggingface_hub": ("priors/",),
     "nerfacc": ("render/",),
     "nvdiffrast": ("render/",),

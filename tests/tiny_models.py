@@ -1,7 +1,8 @@
 """Tiny random models of the real classes, in the real layout of a diffusers folder.
 
 `python tests/tiny_models.py sd-v FOLDER` makes one. Kinds: "sd" (epsilon), "sd-v" (v-prediction), "sd-tiny-vae"
-(AutoencoderTiny), "if" (six-channel pixel UNet, T5), "zero123" (shown a picture), "mvdream" (told cameras).
+(AutoencoderTiny), "if" (six-channel pixel UNet, T5), "zero123" (shown a picture), "mvdream" (told cameras); at the top of
+their folders "dpt", "depth-anything" and "taesd".
 `original` gives a UNet's weights under the names of latent diffusion; `disc` is the picture that Zero-1-to-3 is shown.
 """
 
@@ -25,7 +26,8 @@ def make(kind: str, folder: str | Path) -> Path:
     folder = Path(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        {"if": _deep_floyd, "zero123": _zero123}.get(kind, _stable_diffusion)(kind, folder)
+        {"if": _deep_floyd, "zero123": _zero123, "dpt": _depth, "depth-anything": _depth, "taesd": _decoder}.get(
+            kind, _stable_diffusion)(kind, folder)
     return folder
 
 
@@ -79,6 +81,37 @@ def _zero123(kind: str, folder: Path) -> None:
     (folder / "cc_projection").mkdir()
     save_file({"projection.weight": torch.randn(WIDTH, 16), "projection.bias": torch.randn(WIDTH)},
               folder / "cc_projection" / "diffusion_pytorch_model.safetensors")
+
+
+def _depth(kind: str, folder: Path) -> None:
+    from transformers import (DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTConfig,
+                              DPTForDepthEstimation)
+
+    if kind == "dpt":
+        model = DPTForDepthEstimation(DPTConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8,
+            backbone_out_indices=[0, 1, 2, 3], reassemble_factors=[2, 1, 0.5, 0.25], neck_hidden_sizes=[8, 8, 8, 8],
+            fusion_hidden_size=8, readout_type="ignore", use_auxiliary_head=False,
+            use_batch_norm_in_fusion_residual=False))
+        last = model.head.head[-2]
+    else:
+        eye = Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=1, image_size=28,
+                           patch_size=14, out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
+        model = DepthAnythingForDepthEstimation(DepthAnythingConfig(
+            backbone_config=eye, patch_size=14, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
+            head_hidden_size=8))
+        last = model.head.conv3
+    for weight in (parameter for parameter in model.parameters() if parameter.ndim > 1):
+        torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)  # as drawn, a picture would hardly matter
+    torch.nn.init.constant_(last.bias, 2.0)  # what comes out is no less than 0: not to be 0 everywhere
+    model.save_pretrained(folder)
+
+
+def _decoder(kind: str, folder: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+                    num_decoder_blocks=(1, 1)).save_pretrained(folder)
 
 
 def original(state: dict[str, torch.Tensor], levels: int = 2, layers: int = 1) -> dict[str, torch.Tensor]:

@@ -78,11 +78,16 @@ class Views:
 def new_network() -> nn.Module:
     from transformers import DPTConfig, DPTForDepthEstimation
 
-    return DPTForDepthEstimation(DPTConfig(
+    network = DPTForDepthEstimation(DPTConfig(
         hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, image_size=SIZE,
         patch_size=8, backbone_out_indices=[0, 1, 2, 3], reassemble_factors=[2, 1, 0.5, 0.25],
         neck_hidden_sizes=[32, 48, 64, 64], fusion_hidden_size=48, readout_type="ignore", use_auxiliary_head=False,
         use_batch_norm_in_fusion_residual=False))
+    for part in (*network.neck.modules(), *network.head.modules()):
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            part.reset_parameters()  # the library's weights are so small that next to nothing of a picture arrives
+    nn.init.constant_(network.head.head[-2].bias, 0.3)  # the mean depth; below 0 the last layer has no gradient
+    return network
 
 
 def error_of(found: Tensor, true: Tensor) -> Tensor:
@@ -107,6 +112,7 @@ def train_depth(out: Path) -> None:
         return error_of(found.float(), depth)
 
     model = seeded(PLAN.seed, new_network)
+    model.head.head[-1] = nn.LeakyReLU(0.1)  # as it is, the network settles on 0 everywhere, where it has no gradient
     finished = train(model, PLAN, loss, out / "depth.pt")
     images, depth = data.paint(test, torch.Generator().manual_seed(1))
     with torch.no_grad():

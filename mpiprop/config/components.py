@@ -47,6 +47,9 @@ OWN: dict[str, dict[str, str]] = {  # name and module of each, by the part of a 
     "prompts": {"Plain": "conditioning.text", "Four": "conditioning.text", "Eight": "conditioning.text",
                 "Cameras": "conditioning.camera", "FromPicture": "conditioning.picture"},
     "lora": {"Lora": "priors.lora"},
+    "variates": {"Stein": "guidance.stein", "Noise": "guidance.stein"},
+    "estimator": {"DPT": "estimators.depth", "DepthAnything": "estimators.depth"},
+    "decoder": {"TinyDecoder": "estimators.decoder"},
     "optimiser": {"Adam": "optim.optimisers", "AdamW": "optim.optimisers", "Adan": "optim.optimisers",
                   "SGD": "optim.optimisers"},
 }

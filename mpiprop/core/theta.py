@@ -191,13 +191,15 @@ class Theta:
 class Drift:
     """s(theta_tau): the gradient of one step, what was measured on the way, and what it cost.
 
-    Gradients, statistics and scalars of the parts of a batch add up to those of the batch.
+    Gradients, statistics, sums and scalars of the parts of a batch add up to those of the batch.
     """
 
     grad: Tensor  # [D] float32
     scalars: Mapping[str, float] = field(default_factory=dict)  # losses by name, for the log only
     seconds: float = 0.0  # of evaluation, where it was evaluated
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [N] each: measurements of the points of a cloud
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """Measurements of the whole batch: a few hundred float32 numbers in all, on the CPU, in memory of their own."""
 
     def clone(self) -> "Drift":
         """The same drift in memory of its own."""
@@ -220,6 +222,7 @@ class State:
     theta: Theta
     slots: Mapping[str, Tensor] = field(default_factory=dict)  # [D] each: moments of the optimiser
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # [N] each: sums of the drifts' statistics
+    averages: Mapping[str, Tensor] = field(default_factory=dict)  # running averages of the drifts' sums, on the CPU
 
     def copy(self) -> "State":
         """The same state with moments of its own; everything else is never changed, and shared."""

@@ -8,7 +8,7 @@ residual. Every draw is made here, by row of the whole batch, so that parts of a
 Letters: B views, C channels, T timesteps, x and predictions [B, C, h, w] in the prior's space.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
 
@@ -16,14 +16,19 @@ import torch
 from torch import Tensor
 
 from mpiprop.conditioning.base import Condition, Conditions
+from mpiprop.config.components import Node
+from mpiprop.core import variance
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import Streams, normal, uniform
+from mpiprop.guidance.base import Numbers
 from mpiprop.guidance.cfg import guided, perp_neg
 from mpiprop.guidance.queries import Asking, Query, answered
 from mpiprop.guidance.timesteps import WEIGHTS, Weighting, annealed, uniform_timesteps
 from mpiprop.priors.base import Inputs, Prior, alpha_bar_at, alpha_sigma
 from mpiprop.views.cameras import Image, Views
+
+SKETCH = 32  # numbers in the sketch of a view's gradient (core.variance)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Sample:
     views: Views
     tau: int
     rng: Streams
+    image: Image | None = None  # the renders themselves
+    told: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    """What the evaluation tells beside its gradient: scalars for the log, and sums over the views (`base.Numbers`)."""
 
     @cached_property
     def eps(self) -> Tensor:
@@ -47,6 +55,11 @@ class Sample:
     def x_t(self) -> Tensor:
         """x at its noise level."""
         return self.noised(self.t, self.eps)
+
+    @property
+    def level(self) -> Tensor:
+        """The noise level [B] of each view (core.variance)."""
+        return variance.level(self.t, len(self.prior.alpha_bar))
 
     def noised(self, t: Tensor, eps: Tensor) -> Tensor:
         """Returns alpha_t x + sigma_t eps for timesteps t [B]."""
@@ -82,35 +95,40 @@ class Distillation:
     anneal: over so many steps t goes from t_max to t_min by a square root, as in HiFA; 0: t is drawn
     per_sample_t: draw t for each view (those that the prior denoises together share it); otherwise one for the whole batch
     grad_clip: largest absolute value of an entry of the gradient
+    variates: control variates, which lower the variance of the residual and leave its mean as it is: Stein or Noise
     """
 
     name: str  # of half the squared gradient in the log
+    baseline = 0.0  # so many times the noise of the evaluation are subtracted in the residual
     reads_normals = False
 
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "sds",
                  t_min: Schedule = 0.02, t_max: Schedule = 0.98, anneal: int = 0, per_sample_t: bool = True,
-                 grad_clip: Schedule | None = None) -> None:
+                 grad_clip: Schedule | None = None, variates: Node | None = None) -> None:
         self.prior, self.prompts, self.weight = prior, prompts.to(prior.device), WEIGHTS[weighting]
         self.t_min, self.t_max, self.anneal, self.per_sample_t = t_min, t_max, anneal, per_sample_t
-        self.grad_clip = grad_clip
+        self.grad_clip, self.variates = grad_clip, variates  # the component that the node describes
 
     def residual(self, sample: Sample) -> Asking[Tensor]:
         """A coroutine that asks networks and returns the residual [B, C, h, w]: what a step against it takes away."""
         raise NotImplementedError
 
-    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, Numbers]:
         """Returns the scalar |g|^2 / 2B, whose gradient in x is g / B, plus the weighted `losses`; numbers: both without
-        weights, grad_norm (of g / B), t."""
+        weights, grad_norm (of g / B), t, what the control variates tell, and the moments of g by noise level."""
         x = self.prior.encode(image.rgb.permute(0, 3, 1, 2), rng)
         sample = Sample(self.prior, x.detach(), self.timesteps(len(x), tau, rng).to(x.device), self.prompts(views), views,
-                        tau, rng)
+                        tau, rng, image)
         g = self.gradient(sample)
         scalar, losses = surrogate(x, g), self.losses(sample)
         numbers = {self.name: scalar, **{name: loss for name, (_, loss) in losses.items()}, "grad_norm": g.norm() / len(g)}
+        numbers |= {name: value for name, value in sample.told.items() if not value.ndim}
         numbers = dict(zip(numbers, torch.stack([number.detach() for number in numbers.values()]).tolist()))
         for weight, loss in losses.values():
             scalar = scalar + weight * loss
-        return scalar, numbers | {"t": float(sample.t.float().mean())}
+        return scalar, numbers | {"t": float(sample.t.float().mean()), "variance": variance.by_level(
+            variance.moments(variance.sketch(g.detach().float().flatten(1), SKETCH)), sample.level),
+            **{name: value for name, value in sample.told.items() if value.ndim}}
 
     def losses(self, sample: Sample) -> dict[str, tuple[float, Tensor]]:
         """Returns the weight and the loss, by name, of what the guidance trains beside the scene; none by default."""
@@ -118,7 +136,10 @@ class Distillation:
 
     def gradient(self, sample: Sample) -> Tensor:
         """Returns g [B, C, h, w], weighted and clipped."""
-        g = self.weight(alpha_bar_at(self.prior, sample.t)) * answered(self.residual(sample))
+        residual = answered(self.residual(sample))
+        if self.variates is not None:
+            residual = self.variates(residual, self.baseline, sample)
+        g = self.weight(alpha_bar_at(self.prior, sample.t)) * residual
         return g if self.grad_clip is None else clipped(g, at(self.grad_clip, sample.tau))
 
     def check(self, views: Views, tau: int) -> None:

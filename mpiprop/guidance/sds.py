@@ -14,7 +14,7 @@ from mpiprop.priors.base import Prior
 class SDS(GuidedEitherForm):
     """The gradient w(t) (eps_guided - eps) of each view in the prior's space, carried to the image by the encoder."""
 
-    name = "sds"
+    name, baseline = "sds", 1.0
 
     def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 100.0, cfg: Literal["A", "B"] = "A",
                  **keys: object) -> None:

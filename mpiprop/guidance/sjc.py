@@ -29,7 +29,7 @@ class SJC(Guided):
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "uniform",
                  scale: Schedule = 101.0, var_red: bool = True, **keys: object) -> None:
         super().__init__(prior, prompts, weighting=weighting, scale=scale, **keys)
-        self.var_red = var_red
+        self.var_red, self.baseline = var_red, float(var_red)
 
     def residual(self, sample: Sample) -> Asking[Tensor]:
         """Returns eps_guided - eps, or eps_guided."""

@@ -17,9 +17,14 @@ from mpiprop.core.errors import RunError
 from mpiprop.core.schedules import Schedule
 from mpiprop.core.streams import Streams, uniform
 from mpiprop.core.theta import Drift, Theta
+from mpiprop.core.variance import sketch
+from mpiprop.guidance.base import Numbers
 from mpiprop.guidance.regularizers import PENALTIES, READ_NORMALS
 from mpiprop.objective.scene import Scene
 from mpiprop.views.cameras import Image, Views
+
+
+SKETCH = "theta", 128  # name of the gradient's sketch among the sums, and how many numbers it has
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Term:
 
     name: str
     views: Callable[[int, Streams], Views]
-    guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, dict[str, float]]]
+    guidance: Callable[[Image, Views, int, Streams], tuple[Tensor, Numbers]]
     weight: Schedule = 1.0
     penalties: Mapping[str, Schedule] = field(default_factory=dict)
     densify: bool = True  # whether its views tell which points of a cloud need company
@@ -51,7 +56,7 @@ class ComputationUnit:
         self.scene.load(theta, tau)
         for total in (self.scene.grad, *self.scene.statistics.values()):
             total.zero_()
-        scalars: dict[str, float] = {}
+        scalars, sums = dict[str, float](), dict[str, Tensor]()
         for term in self.terms:
             rng = Streams(self.seed, tau).of(self.stage).of(term.name)
             views = term.views(tau, rng)
@@ -72,9 +77,15 @@ class ComputationUnit:
             (share * loss).backward()
             if image.screen and term.densify:
                 self.scene.measure(image.screen, batch, views.size)
-            scalars |= {name: share * value for name, value in told.items()}
+            for name, value in told.items():
+                if isinstance(value, Tensor):
+                    sums[f"guidance.{term.name}.{name}"] = value.cpu()
+                else:
+                    scalars[name] = share * value
         self._refuse_non_finite(tau, scalars)
-        return Drift(self.scene.grad, scalars, perf_counter() - start, self.scene.statistics)
+        name, K = SKETCH
+        sums[name] = sketch(self.scene.grad[None], K).cpu()
+        return Drift(self.scene.grad, scalars, perf_counter() - start, self.scene.statistics, sums)
 
     def _refuse_non_finite(self, tau: int, scalars: Mapping[str, float]) -> None:
         grad = self.scene.grad

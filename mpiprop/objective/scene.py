@@ -4,6 +4,7 @@ Letters: N points, D trained numbers, L = D + the numbers that ride along. The p
 their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
 """
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,8 @@ from mpiprop.views.cameras import Image, Screen, Views, joined
 class Scene:
     """A shape of some material before a background, seen by a renderer.
 
+    `riding` are tensors of guidances, by name, that ride in theta beside those of the shape.
+
     Learning-rate groups are the parts of "geometry" (the shape: "geometry.encoding", ...), "material" and "background", and
     "lora" (what a guidance learns), as far as they have parameters.
     """
@@ -36,14 +39,15 @@ class Scene:
     texts: Texts  # the prompts that a generator makes objects of, given before it is drawn
 
     def __init__(self, shape: Shape, material: nn.Module, background: nn.Module, renderer: Renderer,
-                 device: torch.device | str = "cpu", lora: Lora | None = None) -> None:
+                 device: torch.device | str = "cpu", lora: Lora | None = None,
+                 riding: Mapping[str, Tensor] | None = None) -> None:
         self.device = torch.device(device)
         self.shape, self.material, self.background = shape, material, background
         self.renderer, self.lora = renderer, lora
         modules = {"geometry": shape, "material": material, "background": background, **({"lora": lora} if lora else {})}
         self._trained = [(f"{kind}.{name}", parameter, kind if kind == "lora" else f"{kind}.{name.partition('.')[0]}")
                          for kind, module in modules.items() for name, parameter in module.to(self.device).named_parameters()]
-        self._riding = [(f"geometry.{name}", buffer) for name, buffer in shape.riding().items()]
+        self._riding = [*((f"geometry.{name}", buffer) for name, buffer in shape.riding().items()), *(riding or {}).items()]
         self._tensors = {name: tensor for name, tensor, *_ in (*self._trained, *self._riding)}
         theta = self.theta()
         self._seat(theta.layout)

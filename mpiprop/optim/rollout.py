@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mpiprop.core.theta import Drift, State, Theta
+from mpiprop.optim.carried import Carried
 from mpiprop.optim.optimisers import Optimiser
 
 
@@ -25,12 +26,12 @@ class Structure(Protocol):
 
 
 class Rollout:
-    """h-dagger: the optimiser's step; then `structure` sees to the points of a cloud, or `refresh(theta, tau)` renews riding
-    state, for the step that begins."""
+    """h-dagger: the optimiser's step; `carried` renews what the evaluation's sums tell of; then `structure` sees to the points
+    of a cloud, or `refresh(theta, tau)` renews riding state, for the step that begins."""
 
-    def __init__(self, optimiser: Optimiser, refresh: Callable[[Theta, int], Theta],
-                 structure: Structure | None = None) -> None:
-        self.optimiser, self.refresh, self.structure = optimiser, refresh, structure
+    def __init__(self, optimiser: Optimiser, refresh: Callable[[Theta, int], Theta], structure: Structure | None = None,
+                 carried: Callable[[Drift, State], State] = Carried({})) -> None:
+        self.optimiser, self.refresh, self.structure, self.carried = optimiser, refresh, structure, carried
 
     def start(self, theta: Theta) -> State:
         """x_0, with the riding state of step 0."""
@@ -38,7 +39,7 @@ class Rollout:
         return self.structure.start(x) if self.structure else x
 
     def __call__(self, drift: Drift, x: State) -> State:
-        x = self.optimiser(drift, x)
+        x = self.carried(drift, self.optimiser(drift, x))
         if self.structure:
             x = self.structure.measured(drift, x)
             x = self.structure.changed(x) if self.structure.due(x.tau) else x

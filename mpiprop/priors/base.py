@@ -52,6 +52,9 @@ class Prior(Protocol):
     def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
         """Returns x0 of images [B, 3, H, W] in [0, 1] of any size; differentiable."""
 
+    def pictures(self, x: Tensor) -> Tensor:
+        """Returns the images [B, 3, H, W] of x in any state of noise, not clamped to [0, 1]; differentiable."""
+
     def decode(self, x0: Tensor) -> Tensor:
         """Returns the images [B, 3, H, W] in [0, 1] of x0."""
 

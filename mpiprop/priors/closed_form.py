@@ -66,9 +66,13 @@ class ClosedForm:
         """Returns the images in [-1, 1] at the prior's size; no random draws."""
         return F.interpolate(rgb, (self.size, self.size), mode="bilinear", align_corners=False) * 2 - 1
 
+    def pictures(self, x: Tensor) -> Tensor:
+        """Returns the images of x, not clamped to [0, 1]; differentiable."""
+        return x / 2 + 0.5
+
     def decode(self, x0: Tensor) -> Tensor:
         """Returns the images in [0, 1]."""
-        return (x0 / 2 + 0.5).clamp(0, 1)
+        return self.pictures(x0).clamp(0, 1)
 
     def mean(self, text: Tensor) -> Tensor:
         """Returns mu [B, 3, h, w] in [-1, 1] for text [B, 1, 3]."""

@@ -104,6 +104,15 @@ class Diffusion:
         out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **told).sample
         return self.noise_of(out[:, : x_t.shape[1]].float(), x_t, t)  # DeepFloyd appends a variance
 
+    def pictures(self, x: Tensor) -> Tensor:
+        """Returns the images [B, 3, H, W] of x, not clamped to [0, 1]; differentiable."""
+        return x.float() / 2 + 0.5
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Returns the images [B, 3, H, W] in [0, 1] of x0."""
+        return self.pictures(x0).clamp(0, 1)
+
     def noise_of(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Converts a network's output [B, C, h, w], noise or v, to noise: eps = alpha v + sigma x_t."""
         if self.prediction == "epsilon":
@@ -162,10 +171,9 @@ class Latent(Diffusion):
             x0 = q.mean + q.std * rng.rows("posterior", normal, *q.mean.shape).to(q.mean)
         return (x0.to(rgb.dtype) - self.shift) * self.scale
 
-    @torch.no_grad()
-    def decode(self, x0: Tensor) -> Tensor:
-        """Returns the images [B, 3, H, W] in [0, 1] that the VAE decodes from x0."""
-        return _from_model(self.vae.decode((x0 / self.scale + self.shift).to(self.dtype)).sample)
+    def pictures(self, x: Tensor) -> Tensor:
+        """Returns the images [B, 3, H, W] that the VAE decodes from x, not clamped; differentiable."""
+        return super().pictures(self.vae.decode((x / self.scale + self.shift).to(self.dtype)).sample)
 
 
 class TextLatent(Latent):
@@ -257,18 +265,10 @@ class DeepFloyd(Diffusion):
         """Returns the pixels [B, 3, h, w] in [-1, 1] at the model's resolution; no random draws."""
         return to_model(rgb, self.config["sample_size"])
 
-    def decode(self, x0: Tensor) -> Tensor:
-        """Returns the pixels of x0 in [0, 1]."""
-        return _from_model(x0)
-
 
 def to_model(rgb: Tensor, size: int) -> Tensor:
     """Resizes images [B, 3, H, W] in [0, 1] to [B, 3, size, size] in [-1, 1]."""
     return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False) * 2 - 1
-
-
-def _from_model(x: Tensor) -> Tensor:
-    return (x.float() / 2 + 0.5).clamp(0, 1)
 
 
 def _plain(strings: Sequence[str]) -> list[str]:

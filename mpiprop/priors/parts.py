@@ -110,7 +110,7 @@ class Parts:
             return UserError(f"model {self.model!r}: is a {pipeline['_class_name']} ({built}), which is not supported; {KINDS}")
         named = f", a {pipeline['_class_name']}," if isinstance(pipeline.get("_class_name"), str) else ""
         apart = place.apart if isinstance(place, Hub) else ""
-        return UserError(f"model {self.model!r}{named} has no {what}{apart}; " + (
+        return UserError(f"model {self.model!r}{named} has no {what.lstrip('/')}{apart}; " + (
             f"fetch it (`hf download {self.model}`)" if apart else "give a whole model in the layout of diffusers"))
 
     @cached_property

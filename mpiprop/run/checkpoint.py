@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import numpy as np
 import torch
@@ -100,6 +101,7 @@ def _write(disk: Disk, checkpoint: Checkpoint) -> None:
     x = checkpoint.window.x
     vectors = {"x/flat": x.theta.flat, **{f"x/slots/{name}": slot for name, slot in x.slots.items()},
                **{f"x/statistics/{name}": values for name, values in x.statistics.items()},
+               **{f"x/averages/{quote(name)}": values for name, values in x.averages.items()},
                **{f"guess/{j:03d}": theta.flat for j, theta in enumerate(checkpoint.window.guess)}}
     last = None
     for name, theta in {"x/ancestry": x.theta, **{f"ancestry/{j:03d}": theta
@@ -129,8 +131,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
                             f"{' and '.join(map(str, READS))}")
         layout = Layout.from_json(file["x/layout"][()].decode())
         names = attrs["vectors"].split()
-        slots, statistics = ({name.removeprefix(part): _get(file[name], device) for name in names if name.startswith(part)}
-                             for part in ("x/slots/", "x/statistics/"))
+        slots, statistics, averages = (
+            {unquote(name.removeprefix(part)): _get(file[name], to) for name in names if name.startswith(part)}
+            for part, to in (("x/slots/", device), ("x/statistics/", device), ("x/averages/", "cpu")))
         points = {name: _get(file[name], "cpu") for name in names if name.startswith(("x/ancestry", "ancestry/"))}
         if attrs["format"] == 1 and layout.N:
             points = {"x/ancestry": slots.pop("points").cpu(), **{name.replace("points", "ancestry"): _get(file[name], "cpu")
@@ -143,7 +146,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
             guess.append(Theta(_get(file[name], device), layout if ids is None else layout.of_points(len(ids)), ids))
         if theta.flat.numel() != layout.L:
             raise UserError(f"{path}: damaged: /x/flat holds {theta.flat.numel()} numbers, its layout {layout.L}")
-        window = Window(State(int(attrs["tau"]), theta, slots, statistics), tuple(guess), float(attrs["e"]), int(attrs["k"]))
+        window = Window(State(int(attrs["tau"]), theta, slots, statistics, averages), tuple(guess), float(attrs["e"]),
+                        int(attrs["k"]))
         return Checkpoint(window, attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),
                           attrs["mpiprop"])
 

@@ -40,7 +40,8 @@ def inspect(path: Path) -> str:
              + (f", of {layout['N']:,} Gaussians" if layout.get("N") else "")),
             ("written by", f"mpiprop {attrs['mpiprop']}, format {attrs['format']}")]
         lines = [f"{path}: verified, {path.stat().st_size / 1e6:.1f} MB", *(f"  {name:10} {text}" for name, text in said)]
-        lines += ["vectors (x: the state at tau; x/slots: the optimiser's averages; guess: the window):",
+        lines += ["vectors (x: the state at tau; x/slots: the optimiser's averages; x/averages: those of variances; guess: the "
+                  "window):",
                   *(f"  {name:{WIDTH}} {'x'.join(map(str, vector.shape))} {vector.dtype}" for name, vector in sizes)]
         lines += ["parts of /x/flat:", *(
             f"  {name:{WIDTH}} {'x'.join(map(str, shape)) or '1'} at {offset:,}, "

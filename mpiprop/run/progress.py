@@ -9,6 +9,8 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
+from mpiprop.core import variance
+from mpiprop.core.theta import State
 from mpiprop.run import outputs
 from mpiprop.config.schema import Run
 from mpiprop.run.log import Log
@@ -55,7 +57,7 @@ class Reporter:
                         errors=list(window.errors), evaluations=evaluations, seconds=seconds, evaluate_s=evaluate_s,
                         rollout_s=spent["rollout"], transport_s=max(0.0, seconds - apart),
                         checkpoint_s=spent["checkpoint"], ranks=transport.ranks, **losses,
-                        **({"points": N} if (N := window.x.theta.layout.N) else {}))
+                        **({"points": N} if (N := window.x.theta.layout.N) else {}), variance=running_variance(window.x))
         self.recent.append((now, window.x.tau))
         told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
         left = eta(self.recent, T)
@@ -88,6 +90,12 @@ class Reporter:
         x, k = self.window.x, self.window.k
         left = eta(self.recent, self.stage.T) if state == "running" else ""
         return f"{state} {self.stage.name} {x.tau}/{self.stage.T} T/K {x.tau / max(1, k):.1f} {left}".rstrip()
+
+
+def running_variance(x: State) -> dict[str, list[float | None]]:
+    """The running variances: of the gradient ("theta", one number), and of each term's in the prior's space, by level."""
+    return {name.removeprefix("guidance.").removesuffix(".variance"): variance.variances(averages)
+            for name, averages in x.averages.items()}
 
 
 def eta(slides: Sequence[tuple[float, int]], T: int) -> str:

@@ -13,8 +13,11 @@ from mpiprop.config.conversion import plain
 from mpiprop.core.errors import UserError, suggestion
 from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Theta
+from mpiprop.estimators.base import Frozen
 from mpiprop.guidance.regularizers import PENALTIES
+from mpiprop.guidance.stein import Noise
 from mpiprop.picard import algorithm, pipelined, threshold
+from mpiprop.optim.carried import Carried
 from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Threshold, Window, copies, distance
 from mpiprop.priors.base import Prior
@@ -38,8 +41,12 @@ class Stage:
         self.init = Streams(run.seed, 0).of(f"{self.name}/init")
         self._priors: dict[str, Prior] = {}
         self.lora = self._lora()
+        self.variates = {term.name: self._variates(term.guidance) for term in self.config.terms}
+        self.carriers = {name: carrier for name, carrier in self.variates.items() if carrier is not None}
         self.scene = Scene(build(self.config.shape, self.init), build(self.config.material),
-                           build(self.config.background, self.init), build(self.config.render), device, self.lora)
+                           build(self.config.background, self.init), build(self.config.render), device, self.lora,
+                           {f"guidance.{term}.{name}": tensor for term, carrier in self.carriers.items()
+                            for name, tensor in carrier.state().items()})
         about = run.reference
         pose = Pose.front(about.elevation_deg, about.distance, about.fovy_deg)
         self.views = [build(term.views, **_given(term.views, pose=pose)) for term in self.config.terms]
@@ -60,8 +67,11 @@ class Stage:
             if told is not None:
                 given |= {"prior": self.prior(term.guidance), "prompts": told}
                 group = given["prior"].group
-            terms.append(Term(term.name, views, build(term.guidance, **_given(term.guidance, **given)), term.weight,
-                              term.penalties, term.densify, group))
+            given = _given(term.guidance, **given)
+            if (variates := self.variates[term.name]) is not None:
+                given["variates"] = variates
+            terms.append(Term(term.name, views, build(term.guidance, **given), term.weight, term.penalties, term.densify,
+                              group))
         return ComputationUnit(self.scene, terms, self.run.seed, self.name, len(self.run.prompts))
 
     def read(self, embeddings: Sequence[Conditions | None]) -> None:
@@ -93,7 +103,9 @@ class Stage:
         def streams(tau: int) -> Streams:
             return Streams(self.run.seed, tau).of(f"{self.name}/structure")
         shape = self.scene.shape
-        return Rollout(optimiser, refresh, shape.structure(streams) if isinstance(shape, Cloud) else None)
+        carried = Carried({f"guidance.{term}.{name}": partial(carrier.renewed, name)
+                           for term, carrier in self.carriers.items() for name in carrier.state()})
+        return Rollout(optimiser, refresh, shape.structure(streams) if isinstance(shape, Cloud) else None, carried)
 
     def begin(self, previous: "Stage", theta: Theta, say: Callable[[str], None]) -> Theta:
         """theta_0 after the stage `previous` has ended with `theta`: its shape, and what else is laid out alike.
@@ -155,6 +167,19 @@ class Stage:
         with placed(node.path):
             lora.check(self.prior(learning[0]))
         return lora
+
+    def _variates(self, guidance: Node) -> Noise | None:
+        """The control variates of a guidance, if it has any. Their networks read their files when they are first asked."""
+        if (node := guidance.keys.get("variates")) is None:
+            return None
+        return build(node, **{part.path.rpartition(".")[2]: network for part, network in self.networks(guidance)})
+
+    def networks(self, guidance: Node) -> list[tuple[Node, Frozen]]:
+        """The networks of a guidance's control variates, each with its place in the configuration."""
+        if (node := guidance.keys.get("variates")) is None:
+            return []
+        names = [name for name in ("estimator", "decoder") if name in node.keys or name == "estimator" and takes(node, name)]
+        return [(node.part(name), build(node.part(name), self.device)) for name in names]
 
     def _encoded(self, guidance: Node) -> Conditions:
         """Encodes what a guidance's prior is told of the prompt or the picture, and the guidance's own texts."""

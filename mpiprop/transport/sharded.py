@@ -43,14 +43,15 @@ class Sharded:
             given = {i: self.helpers(theta, tau, i, self.shards) for i in range(self.shards) if i % ranks}
             self.helpers.deliver()
         total = self._shard(0, theta, tau, given).clone()
-        scalars = dict(total.scalars)
+        scalars, sums = dict(total.scalars), dict(total.sums)
         for i in range(1, self.shards):
             drift = self._shard(i, theta, tau, given)
             total.grad.add_(drift.grad)
             for name, values in drift.statistics.items():
                 total.statistics[name].add_(values)
             scalars |= {name: scalars.get(name, 0.0) + value for name, value in drift.scalars.items()}
-        return Drift(total.grad, scalars, perf_counter() - start, total.statistics)
+            sums |= {name: sums[name] + values if name in sums else values for name, values in drift.sums.items()}
+        return Drift(total.grad, scalars, perf_counter() - start, total.statistics, sums)
 
     def _shard(self, i: int, theta: Theta, tau: int, given: dict[int, Promise]) -> Drift:
         """Shard i, from the helper that it was given to, or evaluated here."""

@@ -106,6 +106,7 @@ def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
     if stage.lora is not None and stage.lora.prior not in [model.prior for model in models]:
         (node,) = [term.guidance.part("lora").part("prior") for term in stage.config.terms if takes(term.guidance, "lora")]
         models.append(Model(node, stage.lora.prior, ()))
+    models += [Model(node, network, ()) for term in stage.config.terms for node, network in stage.networks(term.guidance)]
     notes = tuple(dict.fromkeys(note for model in models for note in _words(stage.run, model)))
     return Survey(work, most, (), 0, evaluation, shape.handover_mesh["resolution"] if isinstance(shape, TexturedSurface) else 0,
                   isinstance(shape, (Field, Cloud)), isinstance(shape, Cloud), notes), models
