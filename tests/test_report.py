@@ -156,7 +156,8 @@ def test_the_judge_is_asked_only_about_what_it_knows(tmp_path: Path) -> None:
 
 def test_every_number_that_runs_log_is_explained() -> None:
     objectives = {name for use in OWN["guidance"] if (name := getattr(find(use).load(), "name", None))}
-    assert {*PENALTIES, *LOSSES, *objectives, "lora", "refine", "grad_norm", "t", "psnr", "points"} == set(TERMS)
+    assert {*PENALTIES, *LOSSES, *objectives, "lora", "refine", "grad_norm", "t", "psnr", "points", "mu_0", "mu_1",
+            "phi"} == set(TERMS)
 
 
 def test_whatever_is_missing_is_left_out(tmp_path: Path) -> None:
@@ -232,3 +233,16 @@ def test_long_curves_keep_their_mean() -> None:
                                           (0.30000000000000004, "0.3"), (-2.5, "-2.5"), (2e6, "2e6")])
 def test_numbers_are_short(value: float, label: str) -> None:
     assert charts.number(value) == label
+
+
+def test_variances_are_read_by_noise_level(tmp_path: Path) -> None:
+    """Fifths of the timesteps: the mean of two levels, or the one of them that is known."""
+    record = {"stage": "coarse", "k": 1, "stride": 1, "e": 0.0, "errors": [0.0], "seconds": 1.0}
+    levels = [1.0, 3.0, None, 4.0, *[None] * 6]
+    lines = [record | {"tau": 1}, record | {"tau": 2, "variance": {"theta": [7.0], "novel": levels}}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run = report.RunSummary.read(tmp_path)
+    assert run.variance("theta") == {"theta": [(2, 7.0)]}
+    assert run.variance("novel") == {"t 0 to 20 %": [(2, 2.0)], "t 20 to 40 %": [(2, 4.0)]}
+    report.write([run], tmp_path / "a.html")
+    assert "Variance of the gradient (novel)" in (tmp_path / "a.html").read_text()

@@ -11,10 +11,10 @@ from mpiprop.io.files import atomic
 from mpiprop.report import splats
 from mpiprop.report.charts import curves, shares
 from mpiprop.report.summary import NEEDED, RunSummary, differences
-from mpiprop.report.terms import PARTS, TERMS
+from mpiprop.report.terms import PARTS, TERMS, VARIANCE
 
 HERE = Path(__file__).parent
-KNOWN = {*NEEDED, *PARTS, "evaluations", "step", "ranks"}  # keys of a record; the rest are losses
+KNOWN = {*NEEDED, *PARTS, "evaluations", "step", "ranks", "variance"}  # keys of a record; the rest are losses
 VIEWS = 12  # pictures of a run at most
 RATIO = "speed-up in iterations (T/K)"
 FEW = 24  # differing keys that are shown unasked
@@ -73,7 +73,9 @@ def _progress(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
             passed += record["seconds"]
             done[name].append((passed, record["step"]))
     strides = {name: run.series("stride") for name, run in zip(names, runs)}
-    return curves("Steps done", done, "s") + curves("Steps accepted per iteration", strides, "steps")
+    variances = {name: points for name, run in zip(names, runs) for points in run.variance("theta").values()}
+    return (curves("Steps done", done, "s") + curves("Steps accepted per iteration", strides, "steps")
+            + curves("Variance of the gradient", variances, "steps", log_y=True, note=VARIANCE))
 
 
 def _charts(run: RunSummary) -> str:
@@ -87,6 +89,7 @@ def _charts(run: RunSummary) -> str:
     medians = [(record["step"], median(record["errors"])) for record in run.records if record["errors"]]
     errors = {"median of the window": medians, "threshold e": run.series("e")}
     spent = {title: sum(y for _, y in run.series(key)) for key, title in PARTS.items()}
+    terms = dict.fromkeys(name for record in run.records for name in record.get("variance", {}))
     losses = dict.fromkeys(key for record in run.records for key in record if key not in KNOWN)
     return "".join([
         curves("Steps accepted per iteration", {"stride": run.series("stride")}, "steps", marks=marks,
@@ -95,6 +98,8 @@ def _charts(run: RunSummary) -> str:
                note="Mean square, for each trained number, of how far an iterate was from what replaced it. A step is "
                     "accepted when its error is at most the threshold e."),
         shares("Where the time went", spent, "s"),
+        *(curves(f"Variance of the gradient ({name})", run.variance(name), "steps", marks=marks, log_y=True, note=VARIANCE)
+          for name in terms),
         *(curves(title, {name: run.series(name)}, "steps", marks=marks, note=note)
           for name in losses for title, note in [TERMS.get(name, (name, ""))])])
 

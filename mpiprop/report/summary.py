@@ -89,6 +89,18 @@ class RunSummary:
         """The numbers that the records have under `key`, over the step."""
         return [(record["step"], record[key]) for record in self.records if isinstance(record.get(key), int | float)]
 
+    def variance(self, name: str) -> dict[str, Points]:
+        """The running variances `name` ("theta", or a term) over the step, by noise level where there are levels: fifths of
+        the timesteps."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for record in self.records:
+            levels = record.get("variance", {}).get(name, [])
+            for i in range(0, len(levels), 2):
+                label = f"t {10 * i} to {10 * i + 20} %" if len(levels) > 1 else name
+                if known := [level for level in levels[i:i + 2] if level is not None]:
+                    found.setdefault(label, []).append((record["step"], sum(known) / len(known)))
+        return dict(sorted(found.items()))
+
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
     """The keys in which the configurations of the runs differ, with the value of each run, empty where it has none."""

@@ -8,6 +8,9 @@ PARTS = {
 }
 DISTILLATIONS = {"sds": "SDS", "sjc": "SJC", "vsd": "VSD", "csd": "CSD", "asd": "ASD", "nfsd": "NFSD", "ism": "ISM",
                  "sdi": "SDI", "cds": "CDS", "bridge": "SDS-Bridge"}
+VARIANCE = ("Over about the last 100 steps, summed over all numbers: of the gradient of a step (theta), or of one view in "
+            "the prior's space (a term), by noise level. It counts noise, views and noise levels, and a little of the "
+            "motion. Small is good.")
 TERMS = {
     **{name: (f"Guidance ({title})", f"Half the squared size of the gradient of {title}. It is no distance to a goal: "
               "it need not fall.") for name, title in DISTILLATIONS.items()},
@@ -33,4 +36,8 @@ TERMS = {
     "laplacian": ("Unevenness of the mesh", "Mean distance of vertices from the middle of their neighbours."),
     "normal_smooth": ("Roughness in the image", "Squared difference of normals between neighbouring pixels."),
     "3d_normal_smooth": ("Roughness in space", "Difference of normals between points close to each other."),
+    "mu_0": ("Weight of the noise", "How much of the evaluation's noise is subtracted as a control variate; 1 in plain SDS."),
+    "mu_1": ("Weight of the depth variate", "How much of the control variate made of the depth estimator is subtracted."),
+    "phi": ("Disagreement of depths", "One minus the correlation of the depth of the render and of that seen in the noisy "
+            "render."),
 }
