@@ -43,13 +43,14 @@ def unit(*terms: dict):
 def test_a_term_may_leave_densification_to_the_others():
     """Its gradient counts as ever; what was measured of the points is what the other terms alone measure."""
     both, theta = unit({"name": "novel"}, {"name": "other"})
-    D, whole = theta.layout.D, both(theta, 2).grad.clone()
     silent, _ = unit({"name": "novel"}, {"name": "other", "densify": False})
     alone, _ = unit({"name": "novel"})
-    found, first = silent(theta, 2).grad.clone(), alone(theta, 2).grad.clone()
-    assert torch.equal(found[:D], whole[:D]) and not torch.equal(found[:D], first[:D])
-    assert not torch.equal(found[D:], whole[D:])
-    torch.testing.assert_close(found[D:], first[D:])  # up to the order of sums
+    whole, found, first = (one(theta, 2) for one in (both, silent, alone))
+    assert torch.equal(found.grad, whole.grad) and not torch.equal(found.grad, first.grad)
+    assert set(found.statistics) == {"moves", "views"}
+    for name, measured in found.statistics.items():
+        assert not torch.equal(measured, whole.statistics[name])
+        torch.testing.assert_close(measured, first.statistics[name])  # up to the order of sums
 
 
 def test_the_picture_counts_where_the_surface_faces_the_camera():

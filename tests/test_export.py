@@ -15,9 +15,15 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from mpiprop.appearance.backgrounds import NeuralEnvironment
+from mpiprop.appearance.materials import NoMaterial
 from mpiprop.core.errors import RunError, UserError
+from mpiprop.core.streams import Streams
 from mpiprop.io import files, pictures
 from mpiprop.io.mesh import Mesh, coloured, decimated, extract, finish, iso_surface, without_crumbs
+from mpiprop.objective.scene import Scene
+from mpiprop.render.volume import Volume
+from mpiprop.shapes.fields.base import Field
 
 AXES = torch.tensor([0.6, 0.4, 0.25])  # of the ellipsoid
 ROOT = Path(__file__).parent.parent
@@ -27,22 +33,16 @@ def quiet(line: str) -> None:
     pass
 
 
-class Ellipsoid:
+class Ellipsoid(Field):
     """A soft ellipsoid whose colours are its coordinates: density 10 on its surface."""
 
-    device, bound, level = torch.device("cpu"), 1.0, None
+    radius = 1.0
 
-    def surface(self) -> None:
-        """It is a field."""
-
-    def texture(self) -> None:
-        """Its colours are in space."""
-
-    def solid(self, x: Tensor) -> Tensor:
+    def density(self, x: Tensor) -> Tensor:
         return 20 * torch.sigmoid(40 * (1 - (x / AXES).norm(dim=-1)))
 
-    def albedo(self, x: Tensor) -> Tensor:
-        return x / 2 + 0.5
+    def features(self, x: Tensor) -> Tensor:
+        return x
 
 
 def paint(x: Tensor) -> Tensor:
@@ -52,7 +52,8 @@ def paint(x: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def mesh() -> Mesh:
-    return extract(Ellipsoid(), resolution=48, threshold=10.0, say=quiet)
+    scene = Scene(Ellipsoid(), NoMaterial(activation="scale_-11_01"), NeuralEnvironment(Streams(0, 0)), Volume(samples=8))
+    return extract(scene, resolution=48, threshold=10.0, say=quiet)
 
 
 @pytest.fixture(scope="module")
