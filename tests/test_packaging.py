@@ -39,7 +39,8 @@ def test_packages_imported_are_packages_declared(setup: configparser.ConfigParse
                 imported.add(node.module.partition(".")[0])
     declared = requirements(setup["options"]["install_requires"])
     extras = setup["options.extras_require"]
-    optional = requirements(extras["cuda"]) | requirements(extras["image"]) | {"tinycudann", "nvdiffrast"}  # built by hand
+    optional = set().union(*(requirements(extras[name]) for name in ("cuda", "image", "view")))
+    optional |= {"tinycudann", "nvdiffrast"}  # built by hand
     assert {IMPORTED_AS.get(name, name) for name in declared - INDIRECT} == \
         imported - set(sys.stdlib_module_names) - optional - {"mpiprop"}
 
@@ -117,11 +118,11 @@ def test_the_demo_runs_its_prompt_unharmed_from_anywhere(clone: Path, tmp_path: 
     assert said.splitlines()[-1] == str(clone / "runs/x/mesh.glb")
 
 
-def test_the_test_command_checks_style_and_then_runs_what_is_asked_for(clone: Path, tmp_path: Path) -> None:
+def test_the_test_command_checks_style_and_types_and_then_runs_what_is_asked_for(clone: Path, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     subprocess.run([clone / "tools/test", "tests/test_layers.py"], check=True, cwd="/",
                    env={name: value for name, value in os.environ.items() if name != "VENV"} | {"CALLS": str(calls)})
     assert calls.read_text().split() == ["python", "-m", "flake8", "mpiprop", "tests", "tools", "1",
-                                         "python", "-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "loadfile",
+                                         "python", "-m", "mypy", "1", "python", "-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "loadfile",
                                          "--no-loadscope-reorder",
                                          "tests/test_layers.py", "1"]

@@ -257,7 +257,7 @@ def test_groups_of_cameras_stand_at_right_angles():
         assert (value.view(2, 4) == value.view(2, 4)[:, :1]).all() and value[0] != value[4]
     exact = orbit(views.azimuth, views.elevation, views.distance, views.fovy, (64, 64))
     torch.testing.assert_close(views.c2w, exact.c2w, atol=1e-5, rtol=1e-5)
-    assert "groups of 4" in error(Random(batch=6, group=4), 0, STREAMS)
+    assert "groups of 4" in error(Random, batch=6, group=4)
 
 
 def test_groups_are_evaluated_in_parts_that_add_up(folders):
