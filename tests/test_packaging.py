@@ -123,6 +123,7 @@ def test_the_test_command_checks_style_and_types_and_then_runs_what_is_asked_for
     subprocess.run([clone / "tools/test", "tests/test_layers.py"], check=True, cwd="/",
                    env={name: value for name, value in os.environ.items() if name != "VENV"} | {"CALLS": str(calls)})
     assert calls.read_text().split() == ["python", "-m", "flake8", "mpiprop", "tests", "tools", "1",
-                                         "python", "-m", "mypy", "1", "python", "-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "loadfile",
+                                         "python", "-m", "mypy", "1",
+                                         "python", "-m", "pytest", "-q", "-rs", "-n", "2", "--dist", "loadfile",
                                          "--no-loadscope-reorder",
                                          "tests/test_layers.py", "1"]
