@@ -19,7 +19,8 @@ os.environ.update(line.split("=", 1) for line in (ROOT / "tools/mpi.env").read_t
 os.environ.update({
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TMPDIR": tempfile.mkdtemp(prefix="mpiprop-tests-"),  # an mpirun fails on the files of a killed one with its process number
+    # An mpirun fails on the files of a killed one with its process number.
+    "TMPDIR": tempfile.mkdtemp(prefix="mpiprop-tests-", dir="/tmp"),
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # where mpi4py looks first, too
 })

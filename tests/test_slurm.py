@@ -79,7 +79,7 @@ def cluster(running, tmp_path):
 @pytest.fixture(scope="module")
 def running():
     """The folder of a sandbox with three nodes."""
-    with tempfile.TemporaryDirectory(prefix="mpiprop-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mpiprop-", dir="/tmp") as folder:  # munged's parents are open to all
         cluster = Cluster(Path(folder), ROOT)
         try:
             cluster.call(SANDBOX, "start", 3)
