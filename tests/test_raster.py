@@ -8,7 +8,7 @@ import trimesh
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from mpiprop.core.errors import UserError
+from mpiprop.core.errors import RunError
 from mpiprop.render.raster import antialias, clip, interpolate, neighbours, rasterize, sample_texture
 from mpiprop.views.cameras import Views, orbit, turntable
 
@@ -321,5 +321,5 @@ def test_nvdiffrast_makes_the_same_image() -> None:
 def test_nvdiffrast_is_asked_for_only_where_it_can_be() -> None:
     from mpiprop.render import nvdiffrast
 
-    with pytest.raises(UserError, match="use 'torch'"):
+    with pytest.raises(RunError, match="backend: torch"):
         nvdiffrast.rasterize(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), (4, 4))

@@ -42,13 +42,14 @@ def bare(unit: ComputationUnit, theta: Theta, tau: int) -> dict[str, Callable[[]
     rng = rng.part(range(len(views)), len(views))
     weights = {name for name, schedule in term.penalties.items() if schedules.at(schedule, tau)}
     scene.load(theta, tau)
-    device, text = scene.device, guidance.prompts(views).text
-    R, B = text.shape[:2]
+    device, told = scene.device, guidance.prompts(views)
+    rows = [inputs["text"] for inputs in (told.positive, told.unconditional, *told.negatives)]
+    R, B = len(rows), len(rows[0])
     side = prior.resolution
     rgb = torch.rand(B, 3, *views.size, generator=rng("rgb")).to(device).requires_grad_()
     small = side // 2 ** (len(prior.vae.config.block_out_channels) - 1)
     x_t = torch.randn(R * B, 4, small, small, generator=rng("x")).to(device, prior.dtype)
-    t, told = torch.full((R * B,), 500, device=device), text.flatten(0, 1).to(prior.dtype)
+    t, text = torch.full((R * B,), 500, device=device), torch.cat(rows).to(prior.dtype)
 
     def picture() -> torch.Tensor:
         return scene.render(views, tau, rng, normals=term.reads_normals(weights)).rgb.permute(0, 3, 1, 2)
@@ -59,7 +60,7 @@ def bare(unit: ComputationUnit, theta: Theta, tau: int) -> dict[str, Callable[[]
 
     def predict() -> None:
         with torch.no_grad():
-            prior.unet(x_t, t, encoder_hidden_states=told)
+            prior.unet(x_t, t, encoder_hidden_states=text)
 
     def learn() -> torch.Tensor | float:
         if not hasattr(guidance, "lora"):
