@@ -2,6 +2,7 @@
 and worker; the costs that `mpiprop plan` needs. Two evaluations of the same step must have the same bits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from mpiprop.config import loader
 from mpiprop.core import schedules
 from mpiprop.core.streams import Streams
-from mpiprop.core.theta import Drift, Theta
+from mpiprop.core.theta import Theta
 from mpiprop.run.stage import Stage
 from mpiprop.objective.gradient import ComputationUnit
 from tools.rehearsal.book import Section, fresh_peak, peak_gb, timed
@@ -65,8 +66,8 @@ def bare(unit: ComputationUnit, theta: Theta, tau: int) -> dict[str, Callable[[]
     def learn() -> torch.Tensor | float:
         if not hasattr(guidance, "lora"):
             return 0.0
-        x, cameras, one = x_t[:B].float(), views.c2w.flatten(1).to(device), text[0]
-        guidance.lora.eps(x, t[:B], one, cameras, tau)
+        x, cameras, one = x_t[:B].float(), views.c2w.flatten(1).to(device), rows[0]
+        guidance.lora.network(tau).eps(x, t[:B], one, cameras)
         return guidance.lora.loss(x, t[:B], x, one, cameras, tau)
 
     def everything() -> None:
@@ -91,8 +92,9 @@ def measure(section: Section, device: torch.device, name: str, index: int, tau: 
     theta, what = x.theta, f"{name} {stage.name} step {tau}"
     B = len(unit.terms[0].views(tau, Streams(0, tau)))
     fresh_peak(device)
-    first = unit(theta, tau).grad.clone()
-    again = unit(theta, tau).grad
+    drift = unit(theta, tau)
+    drift = replace(drift, grad=drift.grad.clone(), statistics={name: each.clone() for name, each in drift.statistics.items()})
+    first, again = drift.grad, unit(theta, tau).grad
     section.row(f"{what}: same bits twice", str(torch.equal(first, again)).lower(), ok=torch.equal(first, again),
                 note=f"{B} views, {theta.layout.D:,} trained numbers")
     whole = timed(lambda: unit(theta, tau), device, runs)
@@ -108,10 +110,9 @@ def measure(section: Section, device: torch.device, name: str, index: int, tau: 
     section.row(f"{what}: an evaluation", whole, "s",
                 note="bare calls: " + ", ".join(f"{call} {taken:.3g} s" for call, taken in seconds.items()))
     section.row(f"{what}: more than the bare loop", 100 * (whole / seconds["all"] - 1), "%")
-    drift = Drift(first)
     fresh_peak(device)
     rolled = timed(lambda: rollout(drift, x.copy()), device, runs) - timed(x.copy, device, runs)
-    held = [Drift(first.clone()) for _ in range(run.stages[index].window.size)]
+    held = [replace(drift, grad=first.clone()) for _ in range(run.stages[index].window.size)]
     guesses = list(rollout.predict(rollout(held[0], x.copy()), len(held)))
     section.row(f"{what}: root's memory", peak_gb(device), "GB", note=f"window {len(guesses)}, beside the worker's networks")
     section.row(f"{what}: costs", f"c {whole * (1 - fixed) / B:.3g} s a view, f {fixed:.2f}, r {max(rolled, 0):.3g} s",
