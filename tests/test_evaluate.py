@@ -16,15 +16,18 @@ from tiny_models import TOKENS, clip_tokenizer
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 import mpiprop
-from mpiprop.run import checkpoint
+from mpiprop.run import checkpoint, outputs
 from mpiprop.config import loader
 from mpiprop.config.prompts import read_prompts
 from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
+from mpiprop.corpus.truth import truth as solid_of
+from mpiprop.io.mesh import extract
 from mpiprop.metrics import pictures, prompts, reference
 from mpiprop.metrics.judge import CHUNK, Judge
 from mpiprop.metrics.measures import Moments, frechet, measure, r_precision
+from mpiprop.metrics.truth import likeness
 from mpiprop.run.stage import Stage
 from mpiprop.views.cameras import turntable
 
@@ -303,6 +306,22 @@ def test_runs_are_told_apart_and_unknown_words_named(run: Path, tmp_path: Path, 
     out = capsys.readouterr().out
     assert str(run) in out and str(other) in out and "configuration" in out
     assert 'does not know "corgi"' in out and "mean little" in out
+    with pytest.raises(UserError, match='toy-ball: --truth: the corpus has no true solid for "a red corgi"'):
+        dispatch(["evaluate", str(run), str(other), "--truth"])
+
+
+def test_runs_are_held_against_the_true_solid(run: Path, capsys: pytest.CaptureFixture) -> None:
+    """The table's and the JSON's figures are those of the solid of the prompt, each once."""
+    assert dispatch(["evaluate", str(run), "--truth", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["objects"][0]["truth"]
+    stage, newest = outputs.newest(run)
+    mesh = extract(stage.scene.load(newest.window.x.theta, stage.T), say=lambda line: None, resolution=8)
+    true = likeness(mesh.vertices, mesh.faces, solid_of("a red chair"))
+    assert (found["iou"], found["chamfer"], found["alignment"]["yaw"]) == pytest.approx(
+        (true.iou, true.chamfer, true.alignment.yaw), rel=1e-6)
+    assert dispatch(["evaluate", str(run), "--truth"]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[-4:] == [f"{found['iou']:.3f}", f"{found['chamfer']:.4f}", f"{found['psnr_db']:.2f}", f"{found['ssim']:.3f}"]
 
 
 @pytest.mark.parametrize("words, says", [

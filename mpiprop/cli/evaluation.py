@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -13,7 +13,11 @@ from torch import Tensor
 from mpiprop.run import outputs, folders
 from mpiprop.config.prompts import read_prompts
 from mpiprop.config.schema import Run, StageConfig
-from mpiprop.core.errors import UserError
+from mpiprop.core.errors import RunError, UserError
+from mpiprop.corpus.colours import LOOKS
+from mpiprop.corpus.objects import SCENES, SHAPES
+from mpiprop.corpus.truth import Truth, truth
+from mpiprop.io.mesh import extract
 from mpiprop.metrics.judge import Judge
 from mpiprop.metrics.measures import Moments, frechet, measure
 from mpiprop.metrics.pictures import pixels, read
@@ -21,9 +25,11 @@ from mpiprop.metrics.prompts import builtin_prompts
 from mpiprop.metrics.protocols import BY_NAME, Protocol
 from mpiprop.metrics.reference import moments
 from mpiprop.metrics.summary import Subject, Summary
+from mpiprop.metrics.truth import Alignment, Likeness, likeness, pictures, psnr_and_ssim
 from mpiprop.transport.world import World
 
 CHUNK = 8  # renders at a time
+TRUE_SIZE = 128  # pixels a side of the views that are compared with the truth's
 
 
 def evaluate(args: Namespace) -> Summary:
@@ -33,6 +39,7 @@ def evaluate(args: Namespace) -> Summary:
     """
     protocol = _protocol(args)
     runs = [(folder, _prompted(folder, protocol)) for folder in args.runs]
+    solids = [_true(folder, run) for folder, run in runs] if args.truth else []
     prompts = read_prompts(args.prompts) if args.prompts else None
     device = World().device(args.device)
     judge = _judge(args.clip, protocol, device)
@@ -48,12 +55,13 @@ def evaluate(args: Namespace) -> Summary:
         subjects.append(subject)
         objects.append((run.prompt, features))
         compared.append(found)
+    truths = tuple(_against(folder, run, true, device) for (folder, run), true in zip(runs, solids))
     return Summary(
         protocol=args.protocol, settings=protocol, judge=judge.name, fingerprint=judge.fingerprint(), device=str(device),
         seed=args.seed, prompts_file=_text(args.prompts), reference=_text(args.reference),
         reference_pictures=reference.count if reference else 0,
         fid=frechet(reduce(add, compared), reference) if reference else None,
-        result=measure(objects, prompts, judge.texts(prompts)), subjects=tuple(subjects))
+        result=measure(objects, prompts, judge.texts(prompts)), subjects=tuple(subjects), truths=truths)
 
 
 def _judge(clip: str | None, protocol: Protocol | None, device: torch.device) -> Judge:
@@ -112,6 +120,32 @@ def _rendered(folder: Path, run: Run, protocol: Protocol, judge: Judge, seed: in
             crops = [crop for view, render in enumerate(renders, i) for crop in protocol.cut(render, view, seed)]
             cuts.append(Moments.of(judge.features(crops)))
     return (_subject(folder, run, stage.config, found.window.x.tau), torch.cat(features), reduce(add, cuts) if cuts else None)
+
+
+def _true(folder: Path, run: Run) -> Truth:
+    """What the run's prompt asks for. Raises UserError where the corpus does not have it."""
+    found = truth(run.prompt)
+    if found is None or set(run.prompt.lower().split()) & set(SCENES):
+        raise UserError(f'{folder}: --truth: the corpus has no true solid for "{run.prompt}", only for one object in one look, '
+                        f'such as "a {LOOKS[0]} {SHAPES[0]}"; leave out --truth or this run')
+    return found
+
+
+def _against(folder: Path, run: Run, true: Truth, device: torch.device) -> Likeness:
+    """The newest state of a run held against the true solid; an object without a surface has an IoU of 0."""
+    _say(f"{folder}: held against the true solid")
+    stage, found = outputs.newest(folder, device)
+    theta = found.window.x.theta
+    try:
+        mesh = extract(stage.scene.load(theta, stage.T), say=lambda line: None,
+                       **asdict(run.mesh) | {"faces": 0, "texture": 0, "height_m": 0.0})
+        like = likeness(mesh.vertices, mesh.faces, true)
+    except RunError:
+        like = Likeness(0.0, None, Alignment(0.0, 1.0, (0.0, 0.0, 0.0)))
+    n, size = outputs.VIEWS, (TRUE_SIZE, TRUE_SIZE)
+    views = stage.views[0].turntable(n, size).farther(outputs.farther(stage, theta, n))
+    psnr_db, ssim = psnr_and_ssim(outputs.frames(stage, theta, views, white=True), pictures(true, views, like.alignment))
+    return replace(like, psnr_db=psnr_db, ssim=ssim)
 
 
 def _subject(folder: Path, run: Run, stage: StageConfig, step: int) -> Subject:

@@ -138,6 +138,8 @@ def parsers() -> dict[str, Parser]:
     evaluate.add_argument("--size", type=positive(int), metavar="PIXELS", help="a side of a render, instead of the protocol's "
                           "(512)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the protocol's random crops (default: 0)")
+    evaluate.add_argument("--truth", action="store_true", help="compare each object with the true solid of its prompt, too, "
+                          "which has to be one of the corpus")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render and to judge "
                           "(default: auto, a GPU if there is one)")
     evaluate.add_argument("--json", action="store_true", help="machine-readable, with everything that repeats it")

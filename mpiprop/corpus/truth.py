@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ class Truth:
     thing: Thing
     look: str
     table: str = ""  # look of the table that it stands on
+
+    @property
+    def radius(self) -> float:
+        """Of a ball about the origin that holds the thing."""
+        return math.hypot(*(max(-low, high) for low, high in zip(self.thing.low, self.thing.high)))
 
     def distance(self, points: Tensor) -> Tensor:
         """Returns the signed distance [N] of points [N, 3], negative inside: exact, or less than that."""

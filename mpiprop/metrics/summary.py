@@ -1,17 +1,21 @@
 """What an evaluation found, as a table and as JSON, with all that is needed to repeat it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from statistics import fmean
 
 from mpiprop import __version__
 from mpiprop.priors.vocabulary import Vocabulary
 
 from mpiprop.metrics.measures import Result
 from mpiprop.metrics.protocols import BY_NAME, Protocol
+from mpiprop.metrics.truth import Likeness
 
 COLUMNS = ("run", "configuration", "seed", "prompt", "similarity", "R-Precision", "nearest prompt")
-NUMBERS = ("seed", "similarity", "R-Precision")  # set to the right
+TRUE_COLUMNS = {"IoU": "{:.3f}", "Chamfer": "{:.4f}", "PSNR": "{:.2f}", "SSIM": "{:.3f}"}
+NUMBERS = ("seed", "similarity", "R-Precision", *TRUE_COLUMNS)  # set to the right
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,15 @@ class Summary:
     fid: float | None
     result: Result
     subjects: tuple[Subject, ...]  # in the order of result.objects
+    truths: tuple[Likeness, ...] = ()  # likewise, with --truth
 
     def to_json(self) -> str:
         """One object; under `objects` one for each run."""
         tree = {"mpiprop": __version__} | asdict(self)
-        result, subjects = tree.pop("result"), tree.pop("subjects")
+        result, subjects, truths = tree.pop("result"), tree.pop("subjects"), tree.pop("truths")
         scores = result.pop("objects")
-        objects = [subject | score | {"unknown_words": self._unknown(score["prompt"])}
-                   for subject, score in zip(subjects, scores)]
+        objects = [subject | score | {"unknown_words": self._unknown(score["prompt"])} | ({"truth": like} if like else {})
+                   for subject, score, like in zip_longest(subjects, scores, truths)]
         return json.dumps(tree | result | {"objects": objects}, indent=2)
 
     def __str__(self) -> str:
@@ -62,10 +67,14 @@ class Summary:
                 for subject, score in zip(self.subjects, result.objects)]
         total = ("all runs", "", "", "", f"{result.similarity:.4f}", f"{result.r_precision:.1%}",
                  f"its own for {result.r_precision_objects:.1%} of the runs")
-        table = [COLUMNS, *rows, total]
+        columns = COLUMNS
+        if self.truths:
+            columns, total = (*COLUMNS, *TRUE_COLUMNS), (*total, *_figures(self.truths))
+            rows = [(*row, *_figures([like])) for row, like in zip(rows, self.truths)]
+        table = [columns, *rows, total]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ["  ".join(word.rjust(width) if name in NUMBERS else word.ljust(width)
-                           for name, word, width in zip(COLUMNS, row, widths)).rstrip() for row in table]
+                           for name, word, width in zip(columns, row, widths)).rstrip() for row in table]
         lines.insert(-1, "-" * max(map(len, lines)))
         return "\n".join([*lines, *self._origin(), *self._warnings()])
 
@@ -78,6 +87,10 @@ class Summary:
         if self.fid is not None:
             crops = f"{settings.crops} crops of each picture (seed {self.seed})" if settings else "the pictures"
             yield f"CLIP-FID {self.fid:.4g}: {crops} against {self.reference_pictures:,} pictures in {self.reference}"
+
+        if self.truths:
+            yield ("against the true solid, after the best rotation about the vertical, scale and shift: IoU of volumes, "
+                   "Chamfer distance over the longest side, PSNR (dB) and SSIM of views all around on white")
 
     def _warnings(self) -> Iterator[str]:
         if len(self.result.prompts) == 1:
@@ -95,3 +108,10 @@ class Summary:
     def _unknown(self, prompt: str) -> list[str]:
         """Words of a prompt that the judge was never shown, as far as is known."""
         return Vocabulary.builtin().unknown(prompt) if self.judge == "builtin" else []
+
+
+def _figures(likes: Sequence[Likeness]) -> tuple[str, ...]:
+    """The cells of TRUE_COLUMNS: means over the objects that have the figure."""
+    columns = zip(*[(like.iou, like.chamfer, like.psnr_db, like.ssim) for like in likes])
+    there = [[value for value in column if value is not None] for column in columns]
+    return tuple(form.format(fmean(values)) if values else "-" for values, form in zip(there, TRUE_COLUMNS.values()))

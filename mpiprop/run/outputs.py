@@ -43,13 +43,18 @@ def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence
     return stage, found
 
 
-def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None) -> Tensor:
-    """Evaluation renders [B, H, W, 3] on the CPU of theta_T's scene, view by view; `stay` may raise in between."""
+def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = lambda: None, white: bool = False) -> Tensor:
+    """Evaluation renders [B, H, W, 3] on the CPU of theta_T's scene, view by view; `stay` may raise in between.
+
+    white: whether white takes the place of the scene's background
+    """
     scene, pictures = stage.scene.load(theta, stage.T), []
     for i in range(len(views)):
         stay()
         with torch.no_grad():
-            pictures.append(scene.render(views[i:i + 1], stage.T, normals=False).rgb[0].clamp(0, 1).cpu())
+            image = scene.render(views[i:i + 1], stage.T, normals=False)
+            rgb = image.rgb + (1 - image.opacity) * (1 - image.behind) if white else image.rgb
+        pictures.append(rgb[0].clamp(0, 1).cpu())
     return torch.stack(pictures)
 
 
