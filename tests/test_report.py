@@ -19,22 +19,24 @@ from mpiprop.io import files, pictures
 from mpiprop.io.mesh import Mesh
 from mpiprop.guidance.regularizers import PENALTIES
 from mpiprop.guidance.reference import LOSSES
-from mpiprop.report import charts
+from mpiprop.report import charts, splats
 from mpiprop.report.judged import Judged, judge
 from mpiprop.report.made import Made
 from mpiprop.report.page import VIEWS
 from mpiprop.report.terms import TERMS
+from mpiprop.shapes.clouds import ply
 from tools import corpus
 
 PROMPT = 'a <script>alert("x")</script> & a "mug" {{body}}'
 
 
 class Page(HTMLParser):
-    """Headings, image sources, scripts by id and curves of a page."""
+    """Headings, sources of images and meshes, scripts by id and charts of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.headings, self.images, self.scripts, self.curves, self.links = [], [], {}, [], []
+        self.headings, self.images, self.scripts, self.charts, self.links = [], [], {}, [], []
+        self.meshes: list[bytes] = []
         self.now = None
         self.feed(text)
 
@@ -43,7 +45,8 @@ class Page(HTMLParser):
         self.now = (tag, given.get("id"))
         self.links += [given[key] for key in ("src", "href") if key in given]
         self.images += [given["src"]] if tag == "img" else []
-        self.curves += [given["points"]] if tag == "polyline" else []
+        self.charts += [json.loads(given["data-chart"])] if "data-chart" in given else []
+        self.meshes += [b64decode(given["src"].split(",")[1])] if tag == "model-viewer" else []
 
     def handle_data(self, data: str) -> None:
         if self.now and self.now[0] in ("h1", "h3"):
@@ -82,14 +85,18 @@ def test_page_of_a_run(folder: Path, tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.headings[0] == PROMPT and "<script>alert" not in text
-    assert page.links and all(link.startswith("data:") for link in page.links) and not re.search("https?://", text)
-    assert b64decode(page.scripts["glb-0"]) == (folder / "mesh.glb").read_bytes()
+    assert page.links and all(link.startswith("data:") for link in page.links)
+    assert page.meshes == [(folder / "mesh.glb").read_bytes()]
     turntable, *views = (b64decode(image.split(",")[1]) for image in page.images)
     assert turntable == (folder / "turntable.gif").read_bytes()
     assert len(views) == VIEWS and views[0] == (folder / "views" / "000.png").read_bytes()
     assert {"Steps accepted per iteration", "Error of the iterates", "Where the time went",
             "Guidance (SDS)"} <= set(page.headings)
-    assert len(page.curves) == 4  # stride, error, threshold, sds
+    assert [list(line["name"] for line in chart["series"]) for chart in page.charts] == [
+        ["stride"], ["median of the window", "threshold e"], ["sds"]]
+    assert page.charts[2]["series"][0]["points"] == [[2, 4, 6], [0.5, 0.25, 0.5]]
+    assert [chart["log"] for chart in page.charts] == [False, True, False]
+    assert page.charts[0]["marks"] == {"coarse": 0, "fine": 4}
     facts = dict(re.findall(r"<div><b>([^<]*)</b><span class=\"soft\">([^<]*)</span>", text))
     assert {("demo/small", "configuration"), ("5", "seed"), ("3, 2", "window"), ("4", "ranks"), ("6 of 10", "steps (T)"),
             ("2.00", "speed-up in iterations (T/K)")} <= set(facts.items())
@@ -113,7 +120,7 @@ def test_a_comparison_begins_with_the_objects_and_what_differs(folder: Path, tmp
     text = (tmp_path / "report.html").read_text()
     page, (differs, numbers, *_) = Page(text), re.findall(r"<table.*?</table>", text, re.S)
     assert page.headings[0] == "2 runs compared" and {PROMPT, "another"} <= set(page.headings)
-    assert text.index("<article>") < text.index(differs) < text.index(numbers) < text.index("<svg")
+    assert text.index("<article>") < text.index(differs) < text.index(numbers) < text.index("data-chart")
     assert [image[:14] for image in page.images[:3]] == ["data:image/gif", "data:image/gif", "data:image/png"]
     card = text.split("<article>")[2].split("</article>")[0]
     assert dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", card)) == {
@@ -124,7 +131,7 @@ def test_a_comparison_begins_with_the_objects_and_what_differs(folder: Path, tmp
     rows = re.findall(r"<td>([^<]*)</td>", numbers)
     assert rows == [cell for name in ("demo-mug-0", "demo-mug-7")
                     for cell in (name, "6 of 10", "3", "2.00", "9", "1.5 s", "250 ms")]
-    assert set(page.scripts) >= {"glb-0", "glb-1"}
+    assert page.meshes == 2 * [(folder / "mesh.glb").read_bytes()]
 
 
 def test_what_was_made_is_said_in_plain_words_and_read_back(tmp_path: Path) -> None:
@@ -154,6 +161,23 @@ def test_the_judge_is_asked_only_about_what_it_knows(tmp_path: Path) -> None:
     assert judge("a corgi", views) is judge("", views) is judge("a green mushroom", []) is None
 
 
+def test_too_many_gaussians_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with the largest product of opacity and the two longer axes stay, in their order, and the page says so."""
+    rng = torch.Generator().manual_seed(0)
+    rows = {"position": torch.randn(9, 3, generator=rng), "f_dc": torch.zeros(9, 1, 3), "f_rest": torch.zeros(9, 0, 3),
+            "opacity": torch.randn(9, 1, generator=rng), "scale": torch.randn(9, 3, generator=rng),
+            "rotation": torch.randn(9, 4, generator=rng)}
+    ply.write(rows, tmp_path / "cloud.ply")
+    monkeypatch.setattr(splats, "MOST", 4)
+    weight = [float(rows["opacity"][i].sigmoid() * np.prod(sorted(rows["scale"][i].exp().tolist())[1:])) for i in range(9)]
+    kept = sorted(sorted(range(9), key=lambda i: -weight[i])[:4])
+    found = splats.packed(tmp_path / "cloud.ply")
+    np.testing.assert_array_equal(found.words[:, :3].view("<f4"), rows["position"][kept][:, files.Y_UP].numpy())
+    (tmp_path / "config.yaml").write_text("prompt: a mug\n")
+    report.write([report.RunSummary.read(tmp_path)], tmp_path / "a.html")
+    assert "4 of 9 Gaussians, those" in (tmp_path / "a.html").read_text()
+
+
 def test_every_number_that_runs_log_is_explained() -> None:
     objectives = {name for use in OWN["guidance"] if (name := getattr(find(use).load(), "name", None))}
     assert {*PENALTIES, *LOSSES, *objectives, "lora", "refine", "grad_norm", "t", "psnr", "points", "mu_0", "mu_1",
@@ -164,7 +188,7 @@ def test_whatever_is_missing_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("prompt: a mug\n")
     report.write([report.RunSummary.read(tmp_path)], tmp_path / "a.html")
     page = Page((tmp_path / "a.html").read_text())
-    assert page.headings == ["a mug"] and page.images == page.curves == []
+    assert page.headings == ["a mug"] and page.images == page.charts == []
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "metrics.jsonl").write_text("[1]\n{}\n" + line("only", 3, 1, sds=float("nan")))
     run = report.RunSummary.read(tmp_path)
@@ -178,48 +202,11 @@ def test_no_run_there_is_the_users_mistake(tmp_path: Path) -> None:
         report.RunSummary.read(tmp_path / "nowhere")
 
 
-def points(html: str) -> np.ndarray:
-    return np.array([[float(v) for v in pair.split(",")] for pair in Page(html).curves[0].split()])
-
-
-def test_curves_are_straight_where_the_series_is() -> None:
-    linear = points(charts.curves("c", {"a": [(0, 1.0), (5, 2.0), (10, 3.0)]}, "steps"))
-    powers = points(charts.curves("c", {"a": [(0, 1e-6), (5, 1e-4), (10, 1e-2)]}, "steps", log_y=True))
-    for drawn in (linear, powers):
-        np.testing.assert_allclose(drawn[1], (drawn[0] + drawn[2]) / 2, atol=0.11)
-        assert drawn[2, 0] > drawn[0, 0] and drawn[2, 1] < drawn[0, 1]  # pictures count downwards
-
-
-def test_labels_of_stages_stay_inside_the_chart() -> None:
-    """Whether a stage begins at the left, in the middle or right before the end."""
-    html = charts.curves("c", {"a": [(0, 1.0), (100, 2.0)]}, "steps", marks={"coarse": 0, "geometry": 60, "texture": 97})
-    labels = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="(start|end)">(coarse|geometry|texture)</text>', html)
-    assert [label for _, _, label in labels] == ["coarse", "geometry", "texture"]
-    for x, anchor, label in labels:
-        width = 7 * len(label) * (1 if anchor == "start" else -1)
-        assert charts.LEFT <= min(float(x), float(x) + width) and max(float(x), float(x) + width) <= charts.W
-
-
 def test_curves_of_nothing_are_nothing() -> None:
-    assert charts.curves("c", {"a": [(0, float("nan"))]}, "steps") == ""
-    assert charts.curves("c", {"a": [(0, 0.0), (1, -1.0)]}, "steps", log_y=True) == ""
-    assert "polyline" in charts.curves("c", {"a": [(0, 0.0)]}, "steps")  # a single point, a constant
-    assert charts.shares("c", {"a": 0.0}, "s") == ""
-
-
-@pytest.mark.parametrize("lo, hi", [(0, 1), (0, 1600), (-3.2, 7.7), (0.3, 0.4), (5, 5), (0, 0), (-2, -2), (1e-7, 3e-7)])
-def test_ticks_cover_the_range_with_few_round_numbers(lo: float, hi: float) -> None:
-    found = charts.ticks(lo, hi)
-    assert found[0] <= lo + 1e-12 and found[-1] >= hi - 1e-12 and 2 <= len(found) <= 7
-    np.testing.assert_allclose(np.diff(found), found[1] - found[0])
-    step = f"{found[1] - found[0]:.4e}".split("e")[0]
-    assert float(step) in (1, 2, 2.5, 5)
-
-
-@pytest.mark.parametrize("lo, hi", [(1e-6, 1e-2), (3e-7, 4), (1, 1), (1e-30, 1e3)])
-def test_decades_cover_the_range(lo: float, hi: float) -> None:
-    found = charts.decades(lo, hi)
-    assert found[0] <= lo * 1.001 and found[-1] >= hi * 0.999 and 2 <= len(found) <= 8
+    assert charts.curves("c", {"a": [(0, float("nan"))]}, "steps") == []
+    assert charts.curves("c", {"a": [(0, 0.0), (1, -1.0)]}, "steps", log_y=True) == []
+    (chart,) = charts.curves("c", {"a": [(0, 0.0)], "b": [(1, float("inf"))]}, "steps")
+    assert [line["name"] for line in chart.data["series"]] == ["a"]
 
 
 def test_long_curves_keep_their_mean() -> None:
@@ -227,12 +214,6 @@ def test_long_curves_keep_their_mean() -> None:
     short = charts.thinned(long, 50)
     assert len(short) == 50 and np.mean(short, 0) == pytest.approx(np.mean(long, 0))
     assert charts.thinned([(0, 1.0), (1, 100.0)] * 3, 3, geometric=True)[0][1] == pytest.approx(10)
-
-
-@pytest.mark.parametrize("value, label", [(0, "0"), (0.25, "0.25"), (1500, "1500"), (12000, "12k"), (1e-5, "1e-5"),
-                                          (0.30000000000000004, "0.3"), (-2.5, "-2.5"), (2e6, "2e6")])
-def test_numbers_are_short(value: float, label: str) -> None:
-    assert charts.number(value) == label
 
 
 def test_variances_are_read_by_noise_level(tmp_path: Path) -> None:

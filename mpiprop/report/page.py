@@ -9,7 +9,7 @@ from typing import Any
 
 from mpiprop.io.files import atomic
 from mpiprop.report import splats
-from mpiprop.report.charts import curves, shares
+from mpiprop.report.charts import Chart, curves
 from mpiprop.report.summary import NEEDED, RunSummary, differences
 from mpiprop.report.terms import PARTS, TERMS, VARIANCE
 
@@ -30,7 +30,7 @@ def write(runs: Sequence[RunSummary], out: str | Path) -> None:
         title=runs[0].prompt if len(runs) == 1 else f"{len(runs)} runs compared",
         runs=[_told(run, name) for run, name in zip(runs, names)],
         differing=differences(runs), few=FEW, judge=any(run.made.judged for run in runs), progress=_progress(runs, names),
-        style=(HERE / "style.css").read_text(), viewer=(HERE / "viewer.js").read_text())
+        text=lambda name: (HERE / name).read_text())
     with atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -40,7 +40,7 @@ def _told(run: RunSummary, name: str) -> dict[str, Any]:
     views = sorted((run.folder / "views").glob("*.png"))
     views = [views[i * len(views) // VIEWS] for i in range(VIEWS)] if len(views) > VIEWS else views
     cloud, glb = run.folder / "cloud.ply", run.folder / "mesh.glb"
-    words, box = (splats.packed(cloud) if cloud.is_file() else None) or (None, [])
+    packed = splats.packed(cloud) if cloud.is_file() else None
     numbers = _numbers(run)
     return {
         "name": name, "prompt": run.prompt, "made": list(run.made.lines()), "settings": run.settings, "numbers": numbers,
@@ -50,8 +50,9 @@ def _told(run: RunSummary, name: str) -> dict[str, Any]:
         "turntable": _inline(run.folder / "turntable.gif"), "likeness": _inline(run.folder / "likeness.png"),
         "views": {view.stem: _inline(view) for view in views},
         "glb": _base64(glb.read_bytes()) if glb.is_file() else "",
-        "splats": "" if words is None else _base64(words.tobytes()), "box": json.dumps(box),
-        "charts": _charts(run), "config": run.config}
+        "splats": packed and {"words": _base64(packed.words.tobytes()), "box": json.dumps(packed.box),
+                              "shown": len(packed.words), "all": packed.number},
+        "charts": _charts(run), "spent": _spent(run), "config": run.config}
 
 
 def _numbers(run: RunSummary) -> dict[str, str]:
@@ -64,7 +65,7 @@ def _numbers(run: RunSummary) -> dict[str, str]:
             "gradients evaluated": f"{run.evaluations:,}", "time": _clock(run.seconds)}
 
 
-def _progress(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
+def _progress(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Chart]:
     """Steps over time, and strides, of all runs."""
     done: dict[str, list[tuple[float, float]]] = {}
     for name, run in zip(names, runs):
@@ -74,34 +75,37 @@ def _progress(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
             done[name].append((passed, record["step"]))
     strides = {name: run.series("stride") for name, run in zip(names, runs)}
     variances = {name: points for name, run in zip(names, runs) for points in run.variance("theta").values()}
-    return (curves("Steps done", done, "s") + curves("Steps accepted per iteration", strides, "steps")
-            + curves("Variance of the gradient", variances, "steps", log_y=True, note=VARIANCE))
+    return [*curves("Steps done", done, "s"), *curves("Steps accepted per iteration", strides, "steps"),
+            *curves("Variance of the gradient", variances, "steps", log_y=True, note=VARIANCE)]
 
 
-def _charts(run: RunSummary) -> str:
-    """Stride, errors and threshold, time per part, and every loss."""
-    if not run.records:
-        return ""
+def _charts(run: RunSummary) -> list[Chart]:
+    """Stride, errors and threshold, and every loss."""
     starts: dict[str, float] = {}
     for record in run.records:
         starts.setdefault(record["stage"], record["step"] - record["tau"])
     marks: Mapping[str, float] = starts if len(starts) > 1 else {}
     medians = [(record["step"], median(record["errors"])) for record in run.records if record["errors"]]
     errors = {"median of the window": medians, "threshold e": run.series("e")}
-    spent = {title: sum(y for _, y in run.series(key)) for key, title in PARTS.items()}
     terms = dict.fromkeys(name for record in run.records for name in record.get("variance", {}))
     losses = dict.fromkeys(key for record in run.records for key in record if key not in KNOWN)
-    return "".join([
-        curves("Steps accepted per iteration", {"stride": run.series("stride")}, "steps", marks=marks,
-               note="How far the window moves on (its stride): the more, the faster the run."),
-        curves("Error of the iterates", errors, "steps", log_y=True, marks=marks,
-               note="Mean square, for each trained number, of how far an iterate was from what replaced it. A step is "
-                    "accepted when its error is at most the threshold e."),
-        shares("Where the time went", spent, "s"),
-        *(curves(f"Variance of the gradient ({name})", run.variance(name), "steps", marks=marks, log_y=True, note=VARIANCE)
-          for name in terms),
-        *(curves(title, {name: run.series(name)}, "steps", marks=marks, note=note)
-          for name in losses for title, note in [TERMS.get(name, (name, ""))])])
+    return [
+        *curves("Steps accepted per iteration", {"stride": run.series("stride")}, "steps", marks=marks,
+                note="How far the window moves on (its stride): the more, the faster the run."),
+        *curves("Error of the iterates", errors, "steps", log_y=True, marks=marks,
+                note="Mean square, for each trained number, of how far an iterate was from what replaced it. A step is "
+                     "accepted when its error is at most the threshold e."),
+        *(chart for name in terms for chart in curves(
+            f"Variance of the gradient ({name})", run.variance(name), "steps", marks=marks, log_y=True, note=VARIANCE)),
+        *(chart for name in losses for title, note in [TERMS.get(name, (name, ""))]
+          for chart in curves(title, {name: run.series(name)}, "steps", marks=marks, note=note))]
+
+
+def _spent(run: RunSummary) -> dict[str, tuple[str, float]]:
+    """Seconds as text and percent of each part of a run's time; empty where none is known."""
+    spent = {title: sum(y for _, y in run.series(key)) for key, title in PARTS.items()}
+    total = sum(spent.values())
+    return {title: (f"{seconds:,.2f} s", 100 * seconds / total) for title, seconds in spent.items()} if total else {}
 
 
 def _clock(seconds: float) -> str:

@@ -1,17 +1,6 @@
 "use strict";
-// Viewers of a mesh (GLB with a texture or vertex colours) and of Gaussians (mpiprop/report/splats.py), y up, the front on +z.
+// A viewer of Gaussians (mpiprop/report/splats.py), y up, the front on +z.
 // Drag to turn, scroll or pinch to zoom, double-click to reset.
-const MESH_VERTEX = `#version 300 es
-  in vec3 position, normal, color; in vec2 place; uniform mat4 view, lens;
-  out vec3 n, p, c; out vec2 uv;
-  void main() { vec4 eye = view * vec4(position, 1.); p = eye.xyz; n = mat3(view) * normal; c = color; uv = place;
-                gl_Position = lens * eye; }`;
-const MESH_FRAGMENT = `#version 300 es
-  precision highp float; in vec3 n, p, c; in vec2 uv; uniform sampler2D picture; out vec4 drawn;
-  void main() { vec3 m = normalize(n), e = normalize(-p);
-                float shade = .35 + .65 * max(dot(m, normalize(e + vec3(-.25, .45, 0.))), 0.);
-                vec3 light = c * pow(texture(picture, uv).rgb, vec3(2.2));
-                drawn = vec4(pow(light * shade, vec3(1. / 2.2)), 1.); }`;
 // A quad over the ellipse of alpha >= 1/255 of each Gaussian (Zwicker et al. 2001), as mpiprop/render/splat.py has it.
 const SPLAT_VERTEX = `#version 300 es
   precision highp float; precision highp int; precision highp usampler2D;
@@ -63,56 +52,6 @@ function texture(gl, filter) {
     gl.texParameteri(gl.TEXTURE_2D, gl["TEXTURE_" + name], value);
 }
 
-function parse(bytes) {  // -> {position, normal, color, place, indices}, each an accessor's typed array, and a picture's file
-  const data = new DataView(bytes.buffer), length = data.getUint32(12, true), start = 28 + length;
-  const gltf = JSON.parse(new TextDecoder().decode(bytes.subarray(20, 20 + length)));
-  const types = {5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array}, sizes = {SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4};
-  const read = i => {
-    const a = gltf.accessors[i], view = gltf.bufferViews[a.bufferView];
-    const at = start + (view.byteOffset || 0) + (a.byteOffset || 0), Type = types[a.componentType];
-    return {size: sizes[a.type], array: new Type(bytes.buffer.slice(at, at + a.count * sizes[a.type] * Type.BYTES_PER_ELEMENT))};
-  };
-  const {attributes, indices} = gltf.meshes[0].primitives[0];
-  const {min, max} = gltf.accessors[attributes.POSITION];
-  const optional = name => name in attributes ? read(attributes[name]) : null;
-  const file = gltf.images && gltf.bufferViews[gltf.images[0].bufferView];
-  return {position: read(attributes.POSITION), normal: read(attributes.NORMAL), indices: read(indices), min, max,
-          color: optional("COLOR_0"), place: optional("TEXCOORD_0"),
-          picture: file ? bytes.slice(start + file.byteOffset, start + file.byteOffset + file.byteLength) : null};
-}
-
-function meshOf(canvas, gl, redraw) {  // -> the box, and what draws the mesh from a camera
-  const mesh = parse(content(canvas.dataset.glb)), program = compiled(gl, MESH_VERTEX, MESH_FRAGMENT);
-  const fill = (target, array) => {
-    gl.bindBuffer(target, gl.createBuffer());
-    gl.bufferData(target, array, gl.STATIC_DRAW);
-  };
-  for (const name of ["position", "normal", "color", "place"]) {
-    const place = gl.getAttribLocation(program, name), source = mesh[name];
-    if (!source) { const grey = mesh.picture ? 1 : .6; gl.vertexAttrib3f(place, grey, grey, grey); continue; }
-    fill(gl.ARRAY_BUFFER, source.array);
-    gl.enableVertexAttribArray(place);
-    const short = source.array instanceof Uint16Array;  // colours in files of former versions
-    gl.vertexAttribPointer(place, source.size, short ? gl.UNSIGNED_SHORT : gl.FLOAT, short, 0, 0);
-  }
-  fill(gl.ELEMENT_ARRAY_BUFFER, mesh.indices.array);
-  gl.enable(gl.DEPTH_TEST);
-  texture(gl, gl.LINEAR);  // white until there is a picture
-  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB, 1, 1, 0, gl.RGB, gl.UNSIGNED_BYTE, new Uint8Array([255, 255, 255]));
-  if (mesh.picture) {
-    const image = new Image();
-    image.onload = () => { gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB, gl.RGB, gl.UNSIGNED_BYTE, image); redraw(); };
-    image.src = URL.createObjectURL(new Blob([mesh.picture], {type: "image/png"}));
-  }
-  return {min: mesh.min, max: mesh.max, draw({view, far, radius}) {
-    const near = Math.max(.02, far - 1.5) * radius, back = (far + 1.5) * radius;
-    gl.uniformMatrix4fv(gl.getUniformLocation(program, "view"), false, view);
-    gl.uniformMatrix4fv(gl.getUniformLocation(program, "lens"), false,
-      [FOCAL, 0, 0, 0, 0, FOCAL, 0, 0, 0, 0, (back + near) / (near - back), -1, 0, 0, 2 * back * near / (near - back), 0]);
-    gl.drawElements(gl.TRIANGLES, mesh.indices.array.length, gl.UNSIGNED_INT, 0);
-  }};
-}
-
 function splatsOf(canvas, gl) {  // -> the box, and what draws the Gaussians, the farthest first
   const words = new Uint32Array(content(canvas.dataset.splats).buffer), numbers = new Float32Array(words.buffer);
   const program = compiled(gl, SPLAT_VERTEX, SPLAT_FRAGMENT), n = words.length / 12, width = 3072, rows = Math.ceil(n / 1024);
@@ -155,14 +94,14 @@ function splatsOf(canvas, gl) {  // -> the box, and what draws the Gaussians, th
 }
 
 function show(canvas) {
-  const gl = canvas.getContext("webgl2", {antialias: true});
+  const gl = canvas.getContext("webgl2", {antialias: false});
   if (!gl) {
     canvas.nextElementSibling.textContent = "The interactive view needs WebGL 2, which this browser does not offer.";
     return;
   }
   let pose = {...HOME}, waiting = false;
   const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw); } };
-  const object = canvas.dataset.glb ? meshOf(canvas, gl, redraw) : splatsOf(canvas, gl);
+  const object = splatsOf(canvas, gl);
   const centre = object.min.map((low, i) => (low + object.max[i]) / 2);
   const radius = Math.hypot(...object.min.map((low, i) => (object.max[i] - low) / 2));
 
@@ -171,13 +110,13 @@ function show(canvas) {
     const side = Math.round(canvas.clientWidth * devicePixelRatio);
     if (canvas.width !== side) canvas.width = canvas.height = side;
     gl.viewport(0, 0, side, side);
-    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    gl.clear(gl.COLOR_BUFFER_BIT);
     const {turn, tilt, far} = pose, [s, c, S, C] = [Math.sin(turn), Math.cos(turn), Math.sin(tilt), Math.cos(tilt)];
     const rows = [[c, 0, -s], [-S * s, C, -S * c], [C * s, S, C * c]];  // right, up, towards the eye
     const shift = rows.map(row => -row.reduce((sum, x, i) => sum + x * centre[i], 0));
     shift[2] -= far * radius;
     const view = [0, 1, 2].flatMap(i => [rows[0][i], rows[1][i], rows[2][i], 0]).concat(shift, 1);
-    object.draw({view, far, radius, side});
+    object.draw({view, side});
   }
   const nearer = factor => { pose.far = Math.min(8, Math.max(1.2, pose.far * factor)); redraw(); };
 
@@ -202,4 +141,4 @@ function show(canvas) {
   canvas.ondblclick = () => { pose = {...HOME}; redraw(); };
   new ResizeObserver(redraw).observe(canvas);
 }
-document.querySelectorAll("canvas").forEach(show);
+document.querySelectorAll("canvas[data-splats]").forEach(show);
