@@ -15,7 +15,7 @@ def plan(args: Namespace) -> int:
     """What to expect of each window and number of shards on so many ranks, and the command for the best."""
     from mpiprop.cli import forecast
 
-    print(forecast.told(args))
+    print(forecast.text(args))
     return DONE
 
 
@@ -31,19 +31,19 @@ def export(args: Namespace) -> int:
     stage, found = outputs.newest(args.run, overrides=[f"{key}={value}" for key, value in size.items()])
     theta = found.window.x.theta
     scene = stage.scene.load(theta, stage.T)
-    gaussians = form == "ply" and isinstance(scene.shape, Cloud)
-    out = args.out or args.run / f"{'turntable' if form in FILMS else 'cloud' if gaussians else 'mesh'}.{form}"
+    cloud = scene.shape if form == "ply" and isinstance(scene.shape, Cloud) else None
+    out = args.out or args.run / f"{'turntable' if form in FILMS else 'cloud' if cloud else 'mesh'}.{form}"
     if form in FILMS:
         from mpiprop.io.pictures import film
         turntable = stage.run.turntable
         views = stage.views[0].turntable(turntable.frames, (turntable.size, turntable.size))
         views = views.farther(outputs.farther(stage, theta, outputs.VIEWS))
         film(outputs.frames(stage, theta, views), out, turntable.fps)
-    elif gaussians:
+    elif cloud:
         from mpiprop.io.files import write_cloud
         if args.resolution:
             raise UserError("--resolution: Gaussians are written as they are; leave it out")
-        write_cloud(scene.shape.rows(), out)
+        write_cloud(cloud.rows(), out)
     else:
         from mpiprop.io.files import write
         from mpiprop.io.mesh import extract

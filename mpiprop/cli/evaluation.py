@@ -54,7 +54,8 @@ def evaluate(args: Namespace) -> Summary:
             folder, run, protocol, judge, args.seed if reference else None)
         subjects.append(subject)
         objects.append((run.prompt, features))
-        compared.append(found)
+        if found is not None:
+            compared.append(found)
     truths = tuple(_against(folder, run, true, device) for (folder, run), true in zip(runs, solids))
     return Summary(
         protocol=args.protocol, settings=protocol, judge=judge.name, fingerprint=judge.fingerprint(), device=str(device),
@@ -114,7 +115,7 @@ def _rendered(folder: Path, run: Run, protocol: Protocol, judge: Judge, seed: in
     stage, found = outputs.newest(folder, judge.device)
     cameras, features, cuts = protocol.cameras(stage.views[0].turntable(1, (1, 1))), [], []
     for i in range(0, protocol.views, CHUNK):
-        renders = pixels(outputs.frames(stage, found.window.x.theta, cameras[i:i + CHUNK]))
+        renders = list(pixels(outputs.frames(stage, found.window.x.theta, cameras[i:i + CHUNK])))
         features.append(protocol.features(renders, judge))
         if seed is not None:
             crops = [crop for view, render in enumerate(renders, i) for crop in protocol.cut(render, view, seed)]

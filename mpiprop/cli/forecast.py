@@ -1,6 +1,7 @@
-"""What a configuration will take on so many ranks, as the command `plan` tells it: plan.py's laws with numbers put in.
+"""The command `plan`: applies the laws of planning/laws.py to a configuration.
 
-The numbers are a run's own (its metrics.jsonl and config.yaml) or the user's; each thing assumed is told in a line.
+The numbers come from a measured run (its metrics.jsonl and config.yaml), from options, or from planning/constants.py. Each
+assumption is printed in a line.
 """
 
 import json
@@ -17,14 +18,12 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.memory import recycle_large_blocks
 from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Drift
+from mpiprop.planning.constants import BANDWIDTH, FAST, MIDDLE, PUBLISHED, SLOW
 from mpiprop.planning.laws import Choice, Costs, Law, Work, choices, observe, table
-from mpiprop.run.stage import Stage
 from mpiprop.report import RunSummary
 from mpiprop.report.made import counted
+from mpiprop.run.stage import Stage
 
-BANDWIDTH = 2.5  # GB/s where nothing is known: 25 Gb Ethernet
-FAST, MIDDLE, SLOW = 0.3, 1.0, 3.0  # seconds of an evaluation where nothing is known
-PUBLISHED = "published on an A100: 0.8 s a step for DreamFusion, 1.4 s for DreamGaussian (DreamPropeller, table 2)"
 ALWAYS = ("every slot of a window is evaluated in every iteration; rollout and messages do not overlap with evaluations",
           "messages go one after another through the link of rank 0, or of a group's first rank",
           "memory: theta, gradients, averages and the prior's weights; the process and what an evaluation needs come on top")
@@ -32,16 +31,16 @@ ALWAYS = ("every slot of a window is evaluated in every iteration; rollout and m
 
 @dataclass(frozen=True)
 class Basis:
-    """What the prediction of a stage rests on."""
+    """The measurements and assumptions of a stage's prediction."""
 
     costs: Costs
     law: Law
     assumed: tuple[str, ...]  # a line each
-    measured: bool = True  # or told: times mean something
+    measured: bool = True  # or given by the user: times mean something
 
 
-def told(args: Namespace) -> str:
-    """The tables and the best command line, or all of it as JSON. Raises UserError where something is not known."""
+def text(args: Namespace) -> str:
+    """The tables and the best command line, or all of it as JSON. Raises UserError where something is missing."""
     if args.ranks < 1:
         raise UserError(f"--ranks {args.ranks}: needs at least 1")
     run = loader.load(args.config, args.overrides)
@@ -65,7 +64,7 @@ def told(args: Namespace) -> str:
 
 
 def work_of(stage: Stage) -> Work:
-    """What a stage has to do; of a batch that changes, its smallest size at the beginning, the middle and the end."""
+    """The size of a stage. Of a batch whose size changes, the smallest at the beginning, the middle and the end."""
     taus = (0, stage.T // 2, stage.T - 1)
     batches = tuple(min(len(views(tau, Streams(0, tau))) for tau in taus) for views in stage.views)
     layout = stage.scene.layout
@@ -73,7 +72,7 @@ def work_of(stage: Stage) -> Work:
 
 
 def _weighed(stage: Stage, work: Work) -> tuple[Work, tuple[str, ...]]:
-    """`work` with the bytes of the priors, and what is to be said of them."""
+    """`work` with the bytes of the priors' weights, and a note where they are not known."""
     try:
         return replace(work, weights=stage.weight_bytes()), ()
     except UserError as error:
@@ -101,7 +100,7 @@ def _basis(args: Namespace, stage: Stage, work: Work) -> Basis:
     else:
         notes = () if args.rollout else ("an optimiser step takes the time that it took here on the CPU (--rollout)",)
         costs = Costs(args.evaluate or MIDDLE, args.rollout or _seconds_of_step(stage), 1e-9 / BANDWIDTH, args.fixed)
-        basis = Basis(costs, law, (*notes, _ratios(law, "what simulations gave")), measured=args.evaluate is not None)
+        basis = Basis(costs, law, (*notes, _ratios(law, "fitted to runs of toy")), measured=args.evaluate is not None)
     costs = basis.costs
     costs = replace(costs, evaluate=args.evaluate or costs.evaluate, rollout=args.rollout or costs.rollout,
                     byte=1e-9 / args.bandwidth if args.bandwidth else costs.byte)
@@ -135,7 +134,7 @@ def _measured(args: Namespace, work: Work, law: Law) -> Basis:
     if ranks == 1:
         costs = replace(costs, byte=1e-9 / BANDWIDTH)
     ratio = records[-1]["tau"] / records[-1]["k"]
-    source = f"through {ratio:.2f} of {folder.name} at {window.size}" if window.size > 1 else "what simulations gave"
+    source = f"through {ratio:.2f} of {folder.name} at {window.size}" if window.size > 1 else "fitted to runs of toy"
     return Basis(costs.scaled(then, work), law, (
         f"{folder.name} had window {window.size}, {counted(window.shards, 'shard')}, {counted(then.part(1), 'view')} a step "
         f"and {counted(ranks, 'rank')} (--measured-ranks), on devices like those to come", _ratios(law, source)))

@@ -130,7 +130,7 @@ def _section(head: str, entries: Sequence[tuple[str, Any, Any, str]] | Iterator[
     return "\n".join(lines)
 
 
-def _keys(record: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+def _keys(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
     """Name, kind, default and meaning of every key of a record and of the records in it."""
     hints = get_type_hints(record)
     for f in fields(record):

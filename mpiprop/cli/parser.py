@@ -1,16 +1,18 @@
-"""The command line: what each command takes, and its help."""
+"""The arguments of each command, and its help."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from mpiprop.core.errors import UserError, suggestion
 from mpiprop.io import FILMS, MESHES
 from mpiprop.metrics import PROTOCOLS
+from mpiprop.planning.constants import BANDWIDTH, FIXED
 
 
 def positive(kind: type) -> Callable[[str], float]:
-    """An argument's kind: numbers above 0."""
+    """An argument type: numbers above 0."""
     def positive(word: str) -> float:
         if not 0 < (number := kind(word)) < float("inf"):
             raise ValueError
@@ -19,22 +21,22 @@ def positive(kind: type) -> Callable[[str], float]:
 
 
 def share(word: str) -> float:
-    """An argument's kind: numbers from 0 to 1."""
+    """An argument type: numbers from 0 to 1."""
     if not 0 <= (number := float(word)) <= 1:
         raise ValueError
     return number
 
 
 def path(word: str) -> Path:
-    """An argument's kind: files and folders. An empty word, such as that of an unset shell variable, would be the current
-    folder."""
+    """An argument type: files and folders. An empty word, such as that of an unset shell variable, is refused: it would be the
+    current folder."""
     if not word:
         raise argparse.ArgumentTypeError("needs the name of a file or folder, got an empty word")
     return Path(word)
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a mistake, with the nearest option."""
+    """The parser of one command. A mistake raises UserError: one line with the nearest option."""
 
     def __init__(self, name: str, text: str, examples: Sequence[str] = ()) -> None:
         self.options: list[str] = []
@@ -42,13 +44,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"mpiprop {name}", description=text, epilog=epilog, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def add_argument(self, *names: str, **options: object) -> argparse.Action:
-        """As argparse has it; options are kept for messages."""
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As in argparse; the names of options are kept for messages."""
         self.options += [name for name in names if name.startswith("-")]
         return super().add_argument(*names, **options)
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """The arguments in `words`, options and others in any order. Raises UserError for a mistake."""
+        """Parse `words`, options and positional arguments in any order. Raises UserError for a mistake."""
         args, left = self.parse_known_intermixed_args(words)
         for word in left:
             if "=" in word and word.split("=")[0] not in self.options and hasattr(args, "overrides"):
@@ -56,12 +58,12 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{word}: no such option of {self.prog}{suggestion(word.split('=')[0], self.options)}")
         return args
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parsers() -> dict[str, Parser]:
-    """The parser of each command, in the order of a user's day."""
+    """The parser of each command by its name, in the order in which users need them."""
     found: dict[str, Parser] = {}
 
     def command(name: str, text: str, *examples: str) -> Parser:
@@ -88,11 +90,11 @@ def parsers() -> dict[str, Parser]:
     plan.add_argument("--evaluate", type=positive(float), metavar="SECONDS", help="of one evaluation of a whole batch on one "
                       "device (default: RUN's)")
     plan.add_argument("--bandwidth", type=positive(float), metavar="GB/s", help="of a rank's link (default: RUN's, "
-                      "else 2.5)")
+                      f"else {BANDWIDTH})")
     plan.add_argument("--rollout", type=positive(float), metavar="SECONDS", help="of an optimiser step on rank 0 (default: "
                       "RUN's, else timed on this CPU)")
-    plan.add_argument("--fixed", type=share, default=0.1, metavar="SHARE", help="of an evaluation that does not depend on the "
-                      "number of views (default: 0.1)")
+    plan.add_argument("--fixed", type=share, default=FIXED, metavar="SHARE", help="of an evaluation that does not depend on "
+                      f"the number of views (default: {FIXED})")
     plan.add_argument("--json", action="store_true", help="machine-readable")
     plan.add_argument("overrides", metavar="key=value", nargs="*", help="as for run")
 

@@ -1,10 +1,11 @@
-"""The components that `use` may name, and the keys of each. Nothing is imported to know them, and nothing else ever is.
+"""The components that `use` may name, and the keys of each.
 
 A component is a class of mpiprop that OWN lists, or one that an installed package registers as an entry point of the group
-GROUP. Its keyword-only parameters are its keys: their names, annotations, defaults and the `name: text` lines of the class's
-docstring are all there is to know, so no default lives in two places. Those of mpiprop's own are read from the source, since
-importing it loads torch. Positional parameters are given by the program; one of them may be configured by a nested component
-of its name (`guidance: {use: ..., prior: {use: ...}}`), which is built first.
+GROUP; nothing else that a configuration names is imported. The keyword-only parameters of its constructor are its keys: names,
+annotations and defaults are read from the signature, meanings from the `name: text` lines of the class's docstring. For
+mpiprop's own classes both are read from the source, because importing them loads torch. Positional parameters are given by the
+program; one of them may be configured by a nested component of its name (`guidance: {use: ..., prior: {use: ...}}`), which is
+built first.
 """
 
 import ast
@@ -27,7 +28,7 @@ Text = NewType("Text", str)
 
 PACKAGE = Path(__file__).parents[1]
 GROUP = "mpiprop.components"
-OWN: dict[str, dict[str, str]] = {  # name and module of each, by the part of a stage that they may be
+OWN: dict[str, dict[str, str]] = {  # by the part of a stage that it can be: name of the class, and its module
     "shape": {"HashGrid": "shapes.fields.hashgrid", "SDF": "shapes.fields.sdf", "DMTet": "shapes.surfaces.dmtet",
               "TexturedMesh": "shapes.surfaces.textured", "Gaussians": "shapes.clouds.gaussians",
               "HyperINGP": "shapes.generators.hyper_ingp", "Conv3D": "shapes.generators.conv3d",
@@ -99,7 +100,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Node:
-    """A component to be built: its class and all of its keys."""
+    """The configuration of one component: the class that `use` names, and the values of all its keys."""
 
     use: str
     keys: Mapping[str, Any]
@@ -124,7 +125,12 @@ def needs(node: Node, name: str) -> bool:
 
 
 def build(node: Node, *context: Any, **given: Any) -> Any:
-    """The component of `node`, given its positional parameters and, by name, what replaces keys of it."""
+    """Build the component that `node` configures.
+
+    context: its positional parameters
+    given: further parameters by name, and values that replace those of its keys
+    Raises UserError, which begins with the path of the node, for values that the component refuses.
+    """
     component = find(node.use)
     keys = {name: value for name, value in node.keys.items() if name in component.keys}
     with placed(node.path):
@@ -137,14 +143,16 @@ def build(node: Node, *context: Any, **given: Any) -> Any:
 
 
 def texts(node: Node) -> dict[str, str]:
-    """The values of a component's keys whose texts are encoded with the prompt."""
+    """The values of the keys whose annotation is Text, by name."""
     return {name: node.keys[name] for name, (kind, _) in find(node.use).keys.items() if kind is Text}
 
 
 @contextmanager
 def placed(path: str) -> Iterator[None]:
-    """Puts the place in the configuration before the mistakes that show inside; what arithmetic raises on numbers that make
-    no sense, and memory that does not suffice, count among them."""
+    """Put `path` before the messages of UserErrors raised inside.
+
+    Errors of arithmetic and of memory are raised as UserErrors too: inside, they come from the user's values.
+    """
     try:
         yield
     except UserError as error:
@@ -163,8 +171,11 @@ def out_of_memory(error: Exception) -> bool:
 
 @cache
 def find(use: str, part: str = "") -> Component:
-    """The component that `use` names. Raises UserError with the nearest name where there is none, or none that can be
-    `part` of a stage."""
+    """The component that `use` names.
+
+    part: the part of a stage that it has to be (a key of OWN); anything else: any part
+    Raises UserError with the nearest valid name.
+    """
     kind = next((kind for kind, uses in OWN.items() if use in uses), None)
     own = OWN.get(part) or MODULES
     if kind and part in OWN and kind != part:
@@ -178,7 +189,7 @@ def find(use: str, part: str = "") -> Component:
 
 @cache
 def plugins() -> dict[str, tuple[EntryPoint, ...]]:
-    """What installed packages register, by name. A name of mpiprop's own is not theirs to give."""
+    """The entry points of installed packages, by name. Names of mpiprop's own components are left out."""
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=GROUP):
         if entry.name not in MODULES:
@@ -187,29 +198,31 @@ def plugins() -> dict[str, tuple[EntryPoint, ...]]:
 
 
 def _loaded(use: str) -> type:
-    """The class that a package registers as `use`."""
+    """Import the class that an installed package registers as `use`."""
     entry, *others = plugins()[use]
+    packages = sorted(found.dist.name for found in (entry, *others) if found.dist)
     if others:
-        packages = " and ".join(sorted(entry.dist.name for entry in plugins()[use]))
-        raise UserError(f"{use!r} is registered by several packages, {packages}: uninstall all but one")
+        raise UserError(f"{use!r} is registered by several packages, {' and '.join(packages)}: uninstall all but one")
+    who = f"{use!r} of the package {packages[0]}"
     try:
         component = entry.load()
     except Exception as error:  # whatever another package's code raises
-        raise UserError(f"{use!r} of the package {entry.dist.name} does not load: {type(error).__name__}: "
-                        f"{str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{who} does not load: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     if not inspect.isclass(component):
-        raise UserError(f"{use!r} of the package {entry.dist.name} is {entry.value}, which is not a class")
+        raise UserError(f"{who} is {entry.value}, which is not a class")
     return component
 
 
 def _inspected(use: str) -> Component:
-    """What a plug-in's class says of itself, which takes importing it."""
+    """The component of an installed package, which is imported for that."""
     component = _loaded(use)
     every = inspect.signature(component).parameters.values()
     context = tuple(p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-    docs, keys = [], {}
+    docs: list[str] = []
+    keys: dict[str, tuple[Any, Any]] = {}
     for cls in (cls for cls in inspect.getmro(component) if "__init__" in vars(cls)):
-        hints, own = get_type_hints(cls.__init__), inspect.signature(cls.__init__).parameters.values()
+        init = vars(cls)["__init__"]
+        hints, own = get_type_hints(init), inspect.signature(init).parameters.values()
         docs.append(inspect.cleandoc(cls.__doc__ or ""))
         keys = {p.name: (hints.get(p.name), MISSING if p.default is p.empty else p.default)
                 for p in own if p.kind is p.KEYWORD_ONLY} | keys
@@ -219,45 +232,60 @@ def _inspected(use: str) -> Component:
 
 
 def _read(use: str) -> Component:
-    """What a class of mpiprop says of itself, read from its source."""
-    module = MODULES[use]
-    docs, context, keys = [_doc(_definition(module, use)[1])], None, {}
-    module, node, init = _constructor(module, use)
+    """The component of mpiprop's own, read from its source.
+
+    The keys of a constructor that takes `**keys` are completed by those of its base class.
+    """
+    module, cls = _class(MODULES[use], use)
+    docs, context = [_doc(cls)], None
+    keys: dict[str, tuple[Any, Any]] = {}
     while True:
-        docs.append(_doc(node))
+        module, cls, init = _constructor(module, cls)
+        docs.append(_doc(cls))
         context = context or tuple(arg.arg for arg in init.args.args[1:])
         keys = {arg.arg: (_value(module, arg.annotation), MISSING if default is None else _value(module, default))
                 for arg, default in zip(init.args.kwonlyargs, init.args.kw_defaults)} | keys
         if init.args.kwarg is None:
             return Component(use, tuple(docs), context, keys)
-        module, node, init = _constructor(module, node.bases[0].id)
+        module, cls = _base(module, cls)
 
 
 def _doc(node: ast.ClassDef) -> str:
     return inspect.cleandoc(ast.get_docstring(node) or "")
 
 
-def _constructor(module: str, name: str) -> tuple[str, ast.ClassDef, ast.FunctionDef]:
-    """The constructor of a class, which may be that of its first base, and the class and module that it is in."""
-    module, node = _definition(module, name)
-    for inner in node.body:
+def _constructor(module: str, cls: ast.ClassDef) -> tuple[str, ast.ClassDef, ast.FunctionDef]:
+    """The constructor of a class or of the nearest base that has one, after the module and the class that it is in."""
+    for inner in cls.body:
         if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
-            return module, node, inner
-    return _constructor(module, node.bases[0].id)
+            return module, cls, inner
+    return _constructor(*_base(module, cls))
 
 
-def _definition(module: str, name: str) -> tuple[str, ast.AST]:
-    """Where `name` of a module is defined, a class or an assigned value; imports from within mpiprop are followed."""
+def _base(module: str, cls: ast.ClassDef) -> tuple[str, ast.ClassDef]:
+    return _class(module, ast.unparse(cls.bases[0]))
+
+
+def _class(module: str, name: str) -> tuple[str, ast.ClassDef]:
+    module, node = _definition(module, name)
+    assert isinstance(node, ast.ClassDef)
+    return module, node
+
+
+def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr]:
+    """The definition of a module's `name`, a class or an assigned value, after the module that it is in.
+
+    Imports from within mpiprop are followed.
+    """
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
-        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [name]:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
             return module, node.value
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
-            above = ["mpiprop", *module.split(".")][:-node.level] if node.level else []
-            origin = ".".join([*above, *filter(None, [node.module])])
-            if origin.startswith("mpiprop."):
-                return _definition(origin.removeprefix("mpiprop."), name)
+            package, _, origin = (node.module or "").partition(".")
+            if package == "mpiprop":
+                return _definition(origin, name)
     raise KeyError(name)
 
 
@@ -268,7 +296,7 @@ def _tree(module: str) -> ast.Module:
 
 
 class _Names(dict):
-    """The names that annotations and defaults of a module of mpiprop are made of."""
+    """The names that annotations and defaults of a module of mpiprop may use."""
 
     def __init__(self, module: str) -> None:
         super().__init__(Schedule=Schedule, Literal=Literal, Sequence=Sequence, Node=Node, Text=Text)
@@ -278,5 +306,6 @@ class _Names(dict):
         return _value(*_definition(self.module, name))
 
 
-def _value(module: str, node: ast.expr) -> Any:
+def _value(module: str, node: ast.AST | None) -> Any:
+    assert isinstance(node, ast.expr)
     return eval(compile(ast.Expression(node), module, "eval"), {}, _Names(module))

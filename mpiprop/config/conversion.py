@@ -1,6 +1,7 @@
-"""Plain data, as YAML holds it, to what annotations ask for, and back: records, components, schedules, numbers.
+"""Converts plain data, as YAML holds it, to the types of annotations, and back: records, components, schedules, numbers.
 
-A record is a frozen dataclass whose fields are made by `key`; a mistake is one line that says where, and what is valid.
+A record is a frozen dataclass whose fields are made by `key`. A mistake raises UserError: one line with the path of the key and
+what is valid there.
 """
 
 import reprlib
@@ -9,12 +10,12 @@ from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mpiprop.config.components import FORMER, Node, Text, find
+from mpiprop.config.components import FORMER, Node, Text, find, placed
 from mpiprop.core.errors import UserError, suggestion
 
 
 def key(doc: str, default: Any = MISSING, *, lo: float | None = None, hi: float | None = None) -> Any:
-    """A record's field with its line of the manual and its bounds (included)."""
+    """A field of a record: its line in the manual, its default (a class: made anew), its bounds (inclusive)."""
     metadata = {"doc": doc, "lo": lo, "hi": hi}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
@@ -22,12 +23,12 @@ def key(doc: str, default: Any = MISSING, *, lo: float | None = None, hi: float 
 
 
 def spelt(field_: Field) -> str:
-    """The key of a record's field: its name, without the underscore that keeps it from being a word of Python."""
+    """The key of a record's field: its name without a trailing underscore, which keeps it apart from another name."""
     return field_.name.rstrip("_")
 
 
 class _Mismatch(UserError):
-    """A value of another kind than its key's."""
+    """A value of another type than its key's."""
 
     def __init__(self, path: str, kind: Any, value: Any) -> None:
         super().__init__(f"{path}: needs {describe_kind(kind)}, got {'null' if value is None else reprlib.repr(value)}")
@@ -35,7 +36,10 @@ class _Mismatch(UserError):
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the annotation `kind` has it: records and Nodes built, lists as tuples, whole numbers as floats."""
+    """Convert `value` to the type of the annotation `kind`: records and Nodes, tuples of lists, floats of whole numbers.
+
+    path: where the value stands in the configuration, for messages
+    """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Node:
         return _node(value, path)
@@ -80,7 +84,7 @@ def _knots(kind: Any, number: Any, value: Sequence[Any], path: str) -> tuple[tup
     return knots
 
 
-def _record(kind: type, value: Any, path: str) -> Any:
+def _record(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         raise _Mismatch(path, kind, value)
     known, hints, prefix = {spelt(f): f for f in fields(kind)}, get_type_hints(kind), f"{path}." if path else ""
@@ -108,11 +112,10 @@ def _within(value: Any, lo: float | None, hi: float | None, path: str) -> None:
 def _node(value: Any, path: str) -> Node:
     if not isinstance(value, dict) or not isinstance(value.get("use"), str):
         raise _Mismatch(path, Node, value)
-    use = FORMER.get(value["use"], value["use"])
-    try:
+    use = str(value["use"])
+    use = FORMER.get(use, use)
+    with placed(f"{path}.use"):
         component = find(use, path.rpartition(".")[2])
-    except UserError as error:
-        raise UserError(f"{path}.use: {error}") from None
     keys, parts = component.keys, [name for name, part in value.items() if name in component.context and isinstance(part, dict)]
     for name in value:
         if name != "use" and name not in keys and name not in parts:
@@ -126,7 +129,7 @@ def _node(value: Any, path: str) -> Node:
 
 
 def plain(value: Any) -> Any:
-    """What `convert` read, as plain data again."""
+    """The inverse of `convert`: plain data."""
     if isinstance(value, Node):
         return {"use": value.use} | {name: plain(item) for name, item in value.keys.items()}
     if is_dataclass(value):
@@ -137,7 +140,7 @@ def plain(value: Any) -> Any:
 
 
 def describe_kind(kind: Any) -> str:
-    """What a user writes for an annotation."""
+    """The type of an annotation, in the words of messages and the manual."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " | ".join(map(str, args))

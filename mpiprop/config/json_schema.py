@@ -20,7 +20,7 @@ def schema() -> Schema:
             "$defs": definitions} | _record(Run)
 
 
-def _record(record: type) -> Schema:
+def _record(record: Any) -> Schema:
     hints = get_type_hints(record)
     keys = {spelt(f): _kind(hints[f.name], spelt(f)) | _bounds(f.metadata) | {"description": f.metadata["doc"]}
             | _default(f.default) for f in fields(record)}

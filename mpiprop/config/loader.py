@@ -70,9 +70,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Run:
 
 def read(name: str, overrides: Sequence[str] = ()) -> dict:
     """The YAML of configuration `name` as plain data, with `a.b.0.c=value` overrides put in."""
-    path = CONFIGS / f"{name}.yaml" if name in names() else Path(name)
+    file = CONFIGS / f"{name}.yaml" if name in names() else Path(name)
     try:
-        tree = loads(path.read_text(encoding="utf-8"), name)
+        tree = loads(file.read_text(encoding="utf-8"), name)
     except OSError:
         raise UserError(f"{name}: no such configuration or file{suggestion(name, names())}") from None
     except UnicodeDecodeError:

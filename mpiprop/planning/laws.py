@@ -1,23 +1,26 @@
-"""Predicted time, memory and traffic of a stage for each way to spread it over ranks.
+"""Predicts time, memory and traffic of a stage for each way to spread it over ranks.
 
-The letters of DreamPropeller (arXiv 2311.17082, section 4): T steps, K iterations, p the window's size. Besides: G groups of
-b ranks ("shards") evaluate one step each, D trained numbers, L = D + those that ride along. Arithmetic on what was measured,
-nothing is run here; where the laws come from is told in tools/README.md, "Planning a run".
+Letters as in DreamPropeller (arXiv 2311.17082, section 4): T steps, K iterations, p the window's size. Also: G groups of b
+ranks ("shards") evaluate one step each; D trained numbers; L = D + the numbers that are stored but not trained. This is
+arithmetic on measurements and on the constants of constants.py; nothing is run. tools/README.md, "Planning a run", derives the
+laws.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 
+from mpiprop.planning.constants import FIXED, FITS
+
 FLOAT = 4  # bytes of a number
-SHOWN = 12  # rows of a table at most
+SHOWN = 12  # most rows of a table
 TIMES = {"h": 3600.0, "min": 60.0, "s": 1.0}
 SIZES = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage has to do."""
+    """The size of a stage."""
 
     name: str
     T: int
@@ -29,7 +32,7 @@ class Work:
 
     @property
     def message(self) -> int:
-        """Bytes that one evaluation costs a link: a theta there, a gradient back."""
+        """Bytes that one evaluation sends over a link: a theta to the worker, a gradient back."""
         return FLOAT * (self.L + self.D)
 
     def part(self, b: int) -> int:
@@ -39,15 +42,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Costs:
-    """What things take (s)."""
+    """Seconds that the parts of an iteration take."""
 
     evaluate: float  # a whole batch on one device
     rollout: float = 0.0  # an optimiser step
     byte: float = 0.0  # a byte on a link
-    fixed: float = 0.1  # share of an evaluation that does not depend on the number of views
+    fixed: float = FIXED  # share of an evaluation that does not depend on the number of views
 
     def evaluation(self, work: Work, b: int = 1) -> float:
-        """Seconds of one evaluation by b ranks: the largest part, and what the first of them hands on and takes in."""
+        """Seconds of one evaluation by b ranks: of the largest part, and of the messages within the group."""
         share = self.fixed + (1 - self.fixed) * work.part(b) / work.part(1)
         return self.evaluate * share + (b - 1) * work.message * self.byte
 
@@ -71,12 +74,11 @@ class Law:
     @classmethod
     def of(cls, threshold: float | str, predict: str) -> "Law":
         """The law of a rule for e before anything was measured."""
-        if threshold == "auto":
-            return cls(1.0, 9.0 if predict == "momentum" else 5.5)
-        return cls(0.7) if threshold else cls(0.5, 4.0)
+        fit = FITS[predict if threshold == "auto" else "paper" if threshold else "exact"]
+        return cls(fit.reach, fit.limit)
 
     def through(self, p: int, ratio: float) -> "Law":
-        """The law for which a window of p > 1 has that T/K: with another limit, or where there is none another reach."""
+        """The law that gives a window of p > 1 this T/K: with another limit, or another reach where there is no limit."""
         x, gained = self.reach * (p - 1), max(0.0, ratio - 1)
         if self.limit == inf or gained >= x:
             return Law(min(1.0, gained / (p - 1)))
@@ -102,14 +104,17 @@ class Choice:
 
 
 def rounds(p: int, groups: int, ratio: float) -> float:
-    """Evaluations one after another in a slide of p slots: whole turns of the groups where nearly all steps are accepted,
-    while after early errors the groups that are free begin the next slide."""
+    """Evaluations one after another in a slide of p slots.
+
+    Where nearly all steps are accepted, these are whole turns of the groups. After an early error, groups that are free begin
+    the next slide.
+    """
     turns = ceil(p / groups)
     return p / groups + ratio / p * (turns - p / groups)
 
 
 def sequential(work: Work, costs: Costs) -> Choice:
-    """The base line: one rank, one step after another."""
+    """The baseline: one rank that takes one step after another."""
     step = costs.evaluation(work) + costs.rollout
     return Choice(1, 1, 1, 1.0, work.T * step, 1.0, 1 - costs.rollout / step, costs.rollout / step, 0.0,
                   root_bytes(work, 1) + work.weights, 0, 0.0)
@@ -118,17 +123,17 @@ def sequential(work: Work, costs: Costs) -> Choice:
 def predict(work: Work, costs: Costs, law: Law, size: int, groups: int, shards: int) -> Choice:
     """A window of `size` on `groups` groups of `shards` ranks."""
     ratio = law(size)
-    parts = (rounds(size, groups, ratio) * costs.evaluation(work, shards), size * costs.rollout,
-             size * work.message * costs.byte)
-    slide = sum(parts)
+    evaluate = rounds(size, groups, ratio) * costs.evaluation(work, shards)
+    rollout, transport = size * costs.rollout, size * work.message * costs.byte
+    slide = evaluate + rollout + transport
     seconds = work.T / ratio * slide
     return Choice(1 + groups * shards, size, shards, ratio, seconds, sequential(work, costs).seconds / seconds,
-                  *(part / slide for part in parts), root_bytes(work, size), worker_bytes(work, shards),
+                  evaluate / slide, rollout / slide, transport / slide, root_bytes(work, size), worker_bytes(work, shards),
                   size * work.message / slide)
 
 
 def choices(work: Work, costs: Costs, law: Law, ranks: int) -> list[Choice]:
-    """All choices that `ranks` ranks allow and the sequential one, the fastest first (of equals the one of fewest ranks)."""
+    """All choices that `ranks` ranks allow and the sequential one, the fastest first; of equals, that of fewest ranks."""
     ways = {(p, groups, b) for b in _shards(work, ranks - 1) for groups in _halves((ranks - 1) // b)
             for p in (groups, ceil(1.5 * groups)) if groups * b > 1 and p <= work.T}
     found = [sequential(work, costs), *(predict(work, costs, law, *way) for way in sorted(ways))]
@@ -137,8 +142,11 @@ def choices(work: Work, costs: Costs, law: Law, ranks: int) -> list[Choice]:
 
 def observe(records: Sequence[Mapping], work: Work, size: int, shards: int, ranks: int, fixed: float,
             law: Law) -> tuple[Costs, Law]:
-    """Costs and law of a stage that ran on so many ranks, from its slides in metrics.jsonl. The first slide, which reads
-    weights and touches all memory, counts only where it is the only one; one rank alone tells nothing of transport."""
+    """Costs and law of a stage that ran on so many ranks.
+
+    records: its slides in metrics.jsonl. The first, which includes reading weights, counts only where it is the only one
+    A run on one rank says nothing about messages: `byte` is then 0.
+    """
     slides = records[1:] or records
     ratio = records[-1]["tau"] / records[-1]["k"]
     evaluations = sum(slide.get("evaluations", len(slide["errors"])) for slide in slides)
@@ -156,7 +164,7 @@ def observe(records: Sequence[Mapping], work: Work, size: int, shards: int, rank
 
 
 def worthwhile(found: Sequence[Choice]) -> list[Choice]:
-    """Of choices, the fastest first, those that no choice of as few ranks beats: what more ranks gain at best."""
+    """The choices that no choice of as few ranks beats, of all, the fastest first: what more ranks gain at best."""
     kept: list[Choice] = []
     for choice in found:
         if not kept or choice.ranks < kept[-1].ranks:
@@ -165,10 +173,10 @@ def worthwhile(found: Sequence[Choice]) -> list[Choice]:
 
 
 def table(found: Sequence[Choice], slow: Sequence[Choice] = (), fast: Sequence[Choice] = ()) -> str:
-    """The worthwhile choices as an aligned table: the first is marked, the sequential one is always shown.
+    """The worthwhile choices as an aligned table, the best one marked; the sequential one is always shown.
 
-    Where times are not known, the same choices are given for `slow` and `fast` evaluations, and what is shown is the range of
-    the speed-up instead of times.
+    Where times are not known, pass the same choices predicted for `slow` and `fast` evaluations: the table then shows the range
+    of the speed-up instead of times.
     """
     kept = worthwhile(found)
     shown = [choice for i, choice in enumerate(kept) if i < SHOWN or choice.ranks == 1]
@@ -202,7 +210,7 @@ def _way(choice: Choice) -> tuple[int, int, int]:
 
 
 def _unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str, float]:
-    """The unit, of descending ones, in which the largest value is at least 1, and what it is."""
+    """The first of descending units in which the largest value is at least 1, and its size."""
     return next(((name, unit) for name, unit in units.items() if max(values) >= unit), list(units.items())[-1])
 
 
@@ -226,10 +234,11 @@ def _halves(n: int) -> Iterator[int]:
 
 
 def root_bytes(work: Work, p: int) -> int:
-    """Rank 0: thetas of this iteration and the next, drifts used and arriving, moments accepted and rolled out, the scene."""
+    """Memory of rank 0: thetas of this iteration and the next, gradients in use and arriving, moments before and after the
+    rollout, the scene."""
     return FLOAT * ((2 * p + 2) * work.L + (2 * p + 2 * work.slots) * work.D + work.L + work.D)
 
 
 def worker_bytes(work: Work, b: int) -> int:
-    """The first of a group: the prior, theta and gradient, and where it has help the sum and the other parts' gradients."""
+    """Memory of the first rank of a group: the prior, theta and gradient; with b > 1 also the gradients of the other parts."""
     return work.weights + FLOAT * (work.L + work.D + (b * work.D if b > 1 else 0))

@@ -48,7 +48,8 @@ def check(world: World, run: Run, begin: int, device: torch.device, reference: R
     world.together(lambda: _files(run, folder), by=0)
     other = None
     if run.from_ and not begin and not under_way:
-        other = world.together(lambda: checkpoint.load(Path(run.from_) / "window.h5"), by=1)
+        source = Path(run.from_) / "window.h5"
+        other = world.together(lambda: checkpoint.load(source), by=1)
     stages = world.together(lambda: survey(run, begin, device, reference, under_way, other), by=1)
     ranks = world.gather(Rank({"host": memory.host()} | ({"gpu": memory.gpu(device)} if device.type == "cuda" else {}),
                               memory.resident()))
