@@ -81,6 +81,9 @@ def test_runs_end_to_end_on_tiny_models_of_the_same_classes(mpirun, tmp_path, na
         assert bool(torch.from_numpy(file["x/flat"][()]).isfinite().all())
 
 
+# Sources, by stage: configs/ of threestudio (commit 8d05955) magic3d-coarse-if, magic3d-coarse-sd, magic3d-refine-sd (twice),
+# textmesh-if, prolificdreamer-geometry, prolificdreamer-texture .yaml. The batch, which is 1 there, is that of the files of the
+# same names in DreamPropeller (commit d23f202).
 PUBLISHED = {  # of each stage: steps, batch, pixels, field of view, guidance scale, weighting, t_max at its knots, penalties
     ("magic3d", 0): (10_000, 16, 64, (40, 70), 20, "uniform", (0.98, 0.98), {"orient": (10, 1000), "sparsity": (1, 1)}),
     ("magic3d-sd", 0): (10_000, 16, 64, (40, 70), 100, "uniform", (0.98, 0.98), {"orient": (10, 1000), "sparsity": (1, 1)}),

@@ -8,6 +8,7 @@ import pytest
 
 from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import UserError
+from mpiprop.planning.constants import FITS
 from mpiprop.planning.laws import Costs, Law, Work, choices, observe, predict, rounds, sequential, table, worthwhile
 
 WORK = Work("coarse", T=1000, batches=(16,), D=1_000_000, L=1_200_000)
@@ -64,11 +65,20 @@ def test_law_meets_its_ends_and_the_measured_pair() -> None:
     assert Law(0.7).through(3, 2.0)(9) == pytest.approx(5.0), "the paper's rule: a share of the window"
 
 
-@pytest.mark.parametrize("threshold, predict_, p, measured", [
-    ("auto", "momentum", 7, 6.53), ("auto", "momentum", 15, 9.48), ("auto", "copy", 7, 5.57), (5e-6, "copy", 7, 5.16),
-    (5e-6, "copy", 15, 10.1), (0.0, "copy", 3, 1.98), (0.0, "copy", 7, 3.57)])
-def test_laws_before_a_run_are_those_of_the_simulations(threshold: str | float, predict_: str, p: int, measured: float) -> None:
-    assert Law.of(threshold, predict_)(p) == pytest.approx(measured, rel=0.08)
+@pytest.mark.parametrize("rule, threshold", [("momentum", "auto"), ("copy", "auto"), ("paper", 5e-6), ("exact", 0.0)])
+def test_laws_before_a_run_are_near_the_demo_and_below_the_toy(rule: str, threshold: str | float) -> None:
+    fit, law = FITS[rule], Law.of(threshold, rule)
+    assert law(7) == pytest.approx(fit.demo, rel=0.08)
+    assert all(law(p) < 1.06 * ratio for p, ratio in fit.toy.items())
+
+
+@pytest.mark.parametrize("rule", ["momentum", "paper"])
+def test_what_the_laws_were_fitted_to_can_be_measured_again(rule: str, tmp_path: Path) -> None:
+    fit = FITS[rule]
+    assert dispatch(["run", "toy", "stages.0.steps=240", "window.size=3", *fit.keys.split(), "turntable.frames=1",
+                     "mesh.resolution=8", "--out", str(tmp_path / "run")]) == 0
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["tau"] / last["k"] == pytest.approx(fit.toy[3], rel=0.05)
 
 
 def test_one_rank_is_sequential() -> None:

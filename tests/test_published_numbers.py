@@ -26,7 +26,8 @@ def test_the_preset_of_the_paper_is_algorithm_2_with_the_published_threshold(nam
 
 
 def test_textmesh_is_threestudios_neus():
-    """Annealed over the whole run; steps of the differences as the grids come into use."""
+    """Annealed over the whole run; steps of the differences as the grids come into use (threestudio, commit 8d05955,
+    configs/textmesh-if.yaml)."""
     (stage,) = loader.load("textmesh").stages
     shape = stage.shape.keys
     assert (shape["density"], shape["cosine_anneal"], stage.steps) == ("neus", 10_000, 10_000)
@@ -35,6 +36,7 @@ def test_textmesh_is_threestudios_neus():
 
 
 def test_prolificdreamer_uses_all_grids_from_the_start():
+    """threestudio, configs/prolificdreamer.yaml and prolificdreamer-texture.yaml."""
     coarse, _, texture = loader.load("prolificdreamer").stages
     assert coarse.shape.keys["start_level"] >= coarse.shape.keys["levels"] == 16
     assert coarse.shape.keys["occupancy_decay"] == 0.85 and coarse.shape.keys["normal"] == "none"
@@ -43,6 +45,7 @@ def test_prolificdreamer_uses_all_grids_from_the_start():
 
 
 def test_zero123s_rays_have_threestudios_error():
+    """threestudio, configs/zero123.yaml."""
     novel, picture = loader.load("zero123").stages[0].terms
     assert picture.views.keys["noise"] == 2e-3
     assert picture.views.keys["size"] == ((0, 128), (600, 256), (900, 512))
@@ -51,6 +54,8 @@ def test_zero123s_rays_have_threestudios_error():
 
 @pytest.mark.parametrize("name", ["dreamgaussian", "dreamgaussian-image", "zero123-gaussians"])
 def test_dreamgaussians_backgrounds_are_white_or_black_and_only_novel_views_densify(name):
+    """DreamGaussian: invert_bg_prob in configs/text.yaml and image.yaml; main2.py: the picture counts where the cosine of the
+    view is above 0.5. That only novel views densify is ours (configs/README.md)."""
     stages = loader.load(name).stages
     background = stages[0].background.keys
     assert (background["colour"], background["invert_prob"], background["random_prob"]) == ((1, 1, 1), 0.5, 0)
