@@ -12,7 +12,7 @@ PUBLISHED = "published on an A100: 0.8 s a step for DreamFusion, 1.4 s for Dream
 
 @dataclass(frozen=True)
 class Fit:
-    """The law of T/K (laws.Law) of a rule for e, and the runs that it was fitted to: cautious, so nearer to the demo than to toy.
+    """The law of T/K (laws.Law) of a rule for e, and the runs that it was fitted to, to the demo more closely than to toy.
 
     T/K is tau/k in the last line of metrics.jsonl, after `mpiprop run toy stages.0.steps=240 window.size=P KEYS` and
     `mpiprop run demo prompt="a green mushroom" stages.0.steps=100 window.size=7 KEYS`.
