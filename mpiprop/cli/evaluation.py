@@ -61,7 +61,7 @@ def evaluate(args: Namespace) -> Summary:
         protocol=args.protocol, settings=protocol, judge=judge.name, fingerprint=judge.fingerprint(), device=str(device),
         seed=args.seed, prompts_file=_text(args.prompts), reference=_text(args.reference),
         reference_pictures=reference.count if reference else 0,
-        fid=frechet(reduce(add, compared), reference) if reference else None,
+        fid=frechet(reduce(add, [some for some in compared if some]), reference) if reference else None,
         result=measure(objects, prompts, judge.texts(prompts)), subjects=tuple(subjects), truths=truths)
 
 

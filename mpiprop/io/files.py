@@ -6,7 +6,7 @@ turned for them. PLY keeps the world frame.
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -57,7 +57,7 @@ def write(mesh: Mesh, path: str | Path) -> None:
     Raises UserError for another suffix.
     """
     path = Path(path)
-    writers = {".glb": glb, ".obj": partial(obj, name=path.stem), ".ply": ply}
+    writers: dict[str, Callable[[Mesh], bytes]] = {".glb": glb, ".obj": partial(obj, name=path.stem), ".ply": ply}
     suffix = path.suffix.lower()
     if suffix not in writers:
         raise UserError(f"{path}: a mesh is written as {', '.join(writers)}, not {suffix or 'without a suffix'}")

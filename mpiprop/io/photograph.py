@@ -42,7 +42,8 @@ def read(path: str, about: Picture) -> Reference:
     if "normal" in extra:
         extra["normal"] = 1 - 2 * extra["normal"]
     pose = Pose.front(about.elevation_deg, about.distance, about.fovy_deg)
-    return Reference(**vars(pose), rgba=unmultiplied(picture), sha256=digest, **extra)
+    return Reference(**vars(pose), rgba=unmultiplied(picture), sha256=digest, depth=extra.get("depth"),
+                     normal=extra.get("normal"))
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -113,8 +114,8 @@ def _frame(solid: Tensor, fill: float) -> tuple[float, float, float]:
     square around the whole file."""
     if not fill:
         H, W = solid.shape
-        side = max(H, W)
-        return (H - side) / 2, (W - side) / 2, side
+        longest = max(H, W)
+        return (H - longest) / 2, (W - longest) / 2, longest
     rows, columns = solid.any(1).nonzero()[:, 0], solid.any(0).nonzero()[:, 0]
     low, high = (torch.stack([rows[end], columns[end]]) for end in (0, -1))
     side = float((high - low + 1).max()) / fill

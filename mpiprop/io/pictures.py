@@ -58,7 +58,7 @@ def _mp4(frames: ndarray, path: Path, fps: int) -> None:
     _, H, W, _ = frames.shape
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # the chroma of yuv420p is at half resolution
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{W}x{H}", "-r", str(fps), "-i", "-"]
-    target = ["-vf", even, "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", path]
+    target = ["-vf", even, "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart", str(path)]
     command = ["ffmpeg", "-v", "error", "-y", *source, *target]
     made = subprocess.run(command, input=frames.tobytes(), capture_output=True, process_group=0)  # out of reach of Ctrl-C
     if made.returncode:

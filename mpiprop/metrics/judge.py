@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy import ndarray
@@ -30,10 +31,11 @@ class Judge:
         self.name, self.device = str(model), torch.device(device)
         parts = Parts(self.name, builtin="judge")
         found = {name: parts.find("", name) for name in (*NEEDED, *TOKENIZER)}
-        if lacking := [name for name in NEEDED if found[name] is None]:
+        lacking, config = [name for name in NEEDED if found[name] is None], found["config.json"]
+        if lacking or config is None:
             raise UserError(f"--clip {self.name}: has no {' and no '.join(lacking)}; give the folder or the hub id of a CLIP "
                             "model, or builtin")
-        folder = found["config.json"].parent
+        folder = config.parent
         try:
             with quiet():
                 self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
@@ -42,7 +44,7 @@ class Judge:
             raise UserError(f"--clip {self.name}: its preparation of pictures or texts cannot be read ({first_line(error)}); "
                             "give the folder or the hub id of a CLIP model, or builtin") from None
         network = Network(CLIPModel, lambda: parts.config(""), lambda: parts.tensors(""), f"--clip {self.name}")
-        self.model = network.load(torch.float32).to(self.device)
+        self.model: Any = network.load(torch.float32).to(self.device)
 
     @property
     def builtin(self) -> bool:
@@ -83,6 +85,6 @@ class Judge:
         return digest.hexdigest()
 
 
-def _pooled(output: object) -> Tensor:
+def _pooled(output: Any) -> Tensor:
     """Features on the CPU, from a tensor (transformers 4) or from a model output (transformers 5)."""
     return getattr(output, "pooler_output", output).float().cpu()

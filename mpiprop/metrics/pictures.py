@@ -16,11 +16,11 @@ def read(path: Path) -> ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            if "transparency" in image.info or "A" in image.getbands():
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.array(image.convert("RGB"))
+        with Image.open(path) as file:
+            picture = file.convert("RGBA" if "transparency" in file.info or "A" in file.getbands() else "RGB")
+        if picture.mode == "RGBA":
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: is not a picture that can be read: {error}") from None
 

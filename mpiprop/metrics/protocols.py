@@ -24,7 +24,7 @@ class Protocol:
 
     clip: str  # id of the judge
     elevation_deg: float
-    canvas: int | None = None  # pixels a side that every render is resized to before anything else
+    canvas: int = 0  # pixels a side that every render is resized to before anything else; 0: as it is
     resample: int | None = None  # Pillow's filter of the judge's resizing, where it is not the judge's own
     crops: int = 0  # random squares of each render that CLIP-FID sees; 0: the protocol has no CLIP-FID
     crop: int = 0  # their side (pixels of the canvas)
@@ -47,7 +47,7 @@ class Protocol:
         return [resized(whole[y:y + self.crop, x:x + self.crop], self.canvas) for x, y in corners.tolist()]
 
     def _put(self, render: ndarray) -> ndarray:
-        return render if self.canvas is None else resized(render, self.canvas)
+        return resized(render, self.canvas) if self.canvas else render
 
 
 BY_NAME = dict(zip(PROTOCOLS, (

@@ -9,6 +9,8 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import add
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -34,11 +36,9 @@ def moments(folder: Path, judge: Judge, say: Callable[[str], None]) -> Moments:
         say(f"reference {folder}: {kept.count:,} pictures, statistics from {file}")
         return kept
     say(f"reference {folder}: {len(paths):,} pictures to read, once")
-    found = None
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for i in range(0, len(paths), CHUNK):
-            some = Moments.of(judge.features(list(pool.map(read, paths[i:i + CHUNK]))))
-            found = some if found is None else found + some
+        found = reduce(add, (Moments.of(judge.features(list(pool.map(read, paths[i:i + CHUNK]))))
+                             for i in range(0, len(paths), CHUNK)))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.stem}.{os.getpid()}.npz")

@@ -67,14 +67,13 @@ class Summary:
                 for subject, score in zip(self.subjects, result.objects)]
         total = ("all runs", "", "", "", f"{result.similarity:.4f}", f"{result.r_precision:.1%}",
                  f"its own for {result.r_precision_objects:.1%} of the runs")
-        columns = COLUMNS
+        table: list[tuple[str, ...]] = [COLUMNS, *rows, total]
         if self.truths:
-            columns, total = (*COLUMNS, *TRUE_COLUMNS), (*total, *_figures(self.truths))
-            rows = [(*row, *_figures([like])) for row, like in zip(rows, self.truths)]
-        table = [columns, *rows, total]
+            figures = [tuple(TRUE_COLUMNS), *(_figures([like]) for like in self.truths), _figures(self.truths)]
+            table = [row + more for row, more in zip(table, figures)]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ["  ".join(word.rjust(width) if name in NUMBERS else word.ljust(width)
-                           for name, word, width in zip(columns, row, widths)).rstrip() for row in table]
+                           for name, word, width in zip(table[0], row, widths)).rstrip() for row in table]
         lines.insert(-1, "-" * max(map(len, lines)))
         return "\n".join([*lines, *self._origin(), *self._warnings()])
 

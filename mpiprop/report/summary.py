@@ -4,7 +4,7 @@ The paper's letters (DreamPropeller, arXiv 2311.17082, section 4): T steps, K it
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -112,7 +112,7 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted keys and values as text; a list without mappings in it is one value."""
     if isinstance(tree, Mapping) and tree:
-        items = tree.items()
+        items: Iterable[tuple[Any, Any]] = tree.items()
     elif isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
         items = enumerate(tree)
     else:

@@ -53,7 +53,10 @@ def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = 
         stay()
         with torch.no_grad():
             image = scene.render(views[i:i + 1], stage.T, normals=False)
-            rgb = image.rgb + (1 - image.opacity) * (1 - image.behind) if white else image.rgb
+        rgb = image.rgb
+        if white:
+            assert image.behind is not None  # evaluation renders have it
+            rgb = rgb + (1 - image.opacity) * (1 - image.behind)
         pictures.append(rgb[0].clamp(0, 1).cpu())
     return torch.stack(pictures)
 
@@ -133,8 +136,8 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
     else:
         write_mesh(mesh, folder / "mesh.glb")
     points = folder / "cloud.ply"  # of this stage or an earlier one
-    made = Made(mesh and len(mesh.faces), mesh and mesh.open_edges, number(points) if points.exists() else None, psnr_db,
-                _judged(run, folder, log))
+    made = Made(len(mesh.faces) if mesh else None, mesh.open_edges if mesh else None,
+                number(points) if points.exists() else None, psnr_db, _judged(run, folder, log))
     made.write(folder)
     report.write([report.RunSummary.read(folder)], folder / "report.html")
     for line in made.lines():

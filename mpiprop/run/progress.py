@@ -1,7 +1,7 @@
 """Tells of a stage's slides: metrics.jsonl, the progress line, the file `status`, previews, and TensorBoard if asked for."""
 
 import os
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +26,7 @@ class Reporter:
 
     def __init__(self, run: Run, stage: Stage, folder: Path, log: Log) -> None:
         self.run, self.stage, self.folder, self.log = run, stage, folder, log
-        self.spent: Counter[str] = Counter()  # seconds of rank 0 by part since the last slide
+        self.spent: defaultdict[str, float] = defaultdict(float)  # seconds of rank 0 by part since the last slide
 
     def begin(self, window: Window) -> None:
         """What follows goes on from `window`."""
@@ -69,7 +69,7 @@ class Reporter:
             values = {"stride": window.stride, "e": window.e, "error": max(window.errors), "seconds": seconds}
             for name, value in (values | losses).items():
                 self.board.add_scalar(name, value, window.x.tau)
-        self.clock, self.spent = now, Counter()
+        self.clock, self.spent = now, defaultdict(float)
 
     def show(self, window: Window) -> None:
         """A preview of `window`, if one is due; the stage's end is always shown."""
