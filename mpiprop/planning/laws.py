@@ -234,9 +234,9 @@ def _halves(n: int) -> Iterator[int]:
 
 
 def root_bytes(work: Work, p: int) -> int:
-    """Memory of rank 0: thetas of this iteration and the next, gradients in use and arriving, moments before and after the
-    rollout, the scene."""
-    return FLOAT * ((2 * p + 2) * work.L + (2 * p + 2 * work.slots) * work.D + work.L + work.D)
+    """Memory of rank 0: thetas of this iteration and the next, two gradients, moments before and after the rollout, and the
+    scene with its gradient."""
+    return FLOAT * ((2 * p + 2) * work.L + (2 + 2 * work.slots) * work.D + work.L + work.D)
 
 
 def worker_bytes(work: Work, b: int) -> int:
