@@ -12,7 +12,7 @@ from mpiprop.io import FILMS, MESHES
 
 
 def plan(args: Namespace) -> int:
-    """What to expect of each window and number of shards on so many ranks, and the command for the best."""
+    """Print the predicted speed-up of each window and number of shards, and the command of the fastest."""
     from mpiprop.cli import forecast
 
     print(forecast.text(args))
@@ -20,7 +20,7 @@ def plan(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """One file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), or Gaussians (ply)."""
+    """Write one file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), Gaussians (ply)."""
     form = args.format or (args.out.suffix[1:].lower() if args.out else "glb")
     folders.configured(args.run)
     _can_export(args, form)
@@ -53,7 +53,7 @@ def export(args: Namespace) -> int:
 
 
 def _can_export(args: Namespace, form: str) -> None:
-    """Raises UserError for what would otherwise fail only after the work is done."""
+    """Raises UserError for arguments that would otherwise fail only after the work is done."""
     if form not in (*MESHES, *FILMS) or args.out and args.out.suffix.lower() != f".{form}":
         wanted = f".{args.format}, as --format says" if args.format else ", ".join(f".{name}" for name in (*MESHES, *FILMS))
         raise UserError(f"--out {args.out}: needs to end in {wanted}")
@@ -66,12 +66,12 @@ def _can_export(args: Namespace, form: str) -> None:
 
 
 def _bare(line: str) -> None:
-    """What is said of a mesh, without its texture, which a PLY file does not carry."""
+    """Print the line about a mesh without the part about its texture, which a PLY file does not have."""
     print(line.partition(" with their own texture")[0])
 
 
 def evaluate(args: Namespace) -> int:
-    """CLIP measures of runs, as a table or JSON."""
+    """Print CLIP measures of runs, as a table or JSON."""
     for folder in args.runs:
         folders.configured(folder)
     from mpiprop.cli import evaluation
@@ -82,7 +82,7 @@ def evaluate(args: Namespace) -> int:
 
 
 def report(args: Namespace) -> int:
-    """One HTML page of one run or several."""
+    """Write one HTML page about one run or several."""
     if missing := [folder for folder in args.runs if not folder.is_dir()]:
         raise UserError(f"{missing[0]}: no such folder")
     from mpiprop import report as page
@@ -94,10 +94,10 @@ def report(args: Namespace) -> int:
 
 
 def inspect(args: Namespace) -> int:
-    """What a checkpoint holds."""
-    from mpiprop.run.checkpoint_file import inspect as told
+    """Print what a checkpoint holds."""
+    from mpiprop.run import checkpoint_file
 
-    print(told(args.run / "window.h5" if args.run.is_dir() else args.run))
+    print(checkpoint_file.inspect(args.run / "window.h5" if args.run.is_dir() else args.run))
     return DONE
 
 
@@ -113,7 +113,7 @@ def view(args: Namespace) -> int:
 
 
 def schema(args: Namespace) -> int:
-    """The JSON schema of configurations."""
+    """Print the JSON schema of configurations."""
     import json
 
     from mpiprop.config import json_schema

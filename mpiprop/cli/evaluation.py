@@ -1,4 +1,4 @@
-"""The command `evaluate`: what runs made, held against their prompts."""
+"""The command `evaluate`: CLIP measures of the objects of runs."""
 
 import sys
 from argparse import Namespace
@@ -159,5 +159,5 @@ def _text(path: Path | None) -> str | None:
 
 
 def _say(line: str) -> None:
-    """What goes on, beside the result on the standard output."""
+    """Print progress on the standard error; the result goes to the standard output."""
     print(line, file=sys.stderr, flush=True)

@@ -52,8 +52,10 @@ def launch(ranks: int, words: Sequence[str]) -> int:
 
 
 def _launch(ranks: int, words: Sequence[str], folder: str) -> int:
-    """The same, with an mpirun that keeps its files in `folder`. In a common one it fails where it finds those of an mpirun
-    that was killed and had the same process number."""
+    """The same, with an mpirun that keeps its files in `folder`.
+
+    In a shared folder mpirun fails where it finds the files of one that was killed and had the same process number.
+    """
     heard: list[int] = []
     env = ONE_HOST | os.environ | {ASKED: str(ranks), "TMPDIR": folder}
     process = subprocess.Popen([mpirun(), "-n", str(ranks), sys.executable, "-m", "mpiprop", *words], stdin=subprocess.DEVNULL,

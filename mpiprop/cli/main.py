@@ -1,4 +1,4 @@
-"""From the words of a command line to what they ask for."""
+"""The entry point of the command line: finds the command, parses its arguments, runs it, reports errors."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ ALONE = ("mpiprop: no command, so this is `mpiprop run demo`, an object on the b
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Do what the command line says; the exit code."""
+    """Run the command line `words`; returns the exit code."""
     if not words:
         if launched_rank() == 0:
             print(ALONE, flush=True)
@@ -72,8 +72,10 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def _complete(args: argparse.Namespace, name: str) -> None:
-    """Raises UserError where the configuration is missing, or has a mistake that can be told before torch is loaded (in a
-    process alone: ranks tell it together)."""
+    """Raises UserError where the configuration is missing, or has a mistake that shows before torch is loaded.
+
+    Under a launcher only the former: there all ranks read the configuration together, and rank 0 reports its mistakes.
+    """
     from mpiprop.config import loader
     from mpiprop.run import inputs
 

@@ -1,6 +1,6 @@
-"""What `mpiprop run --help` says: the short page, one configuration's keys with its values, and every key with its default.
+"""The help of `mpiprop run`: a short page, the keys of one configuration with its values, and all keys with their defaults.
 
-Nothing here loads torch: a user who asks for help does not wait.
+Nothing here loads torch, so that help comes at once.
 """
 
 import re
@@ -42,7 +42,7 @@ INDENT = 50  # where the meanings of keys begin
 
 
 def answer(words: Sequence[str]) -> str:
-    """The help on the words of a `run` command line: none, a configuration and its overrides, or a topic."""
+    """The help for the words of a `run` command line: none, a configuration with overrides, or a topic."""
     topics = [word for word in words if "=" not in word and not word.startswith("-")]
     if not topics:
         return short()
@@ -52,7 +52,7 @@ def answer(words: Sequence[str]) -> str:
 
 
 def short() -> str:
-    """Usage, examples, the most used keys, the configurations, and where there is more."""
+    """The short page: usage, examples, the keys used most, the configurations, more help."""
     about = {key: doc for key, _, _, doc in _keys(Run)}
     about["stages.0.steps"] = "optimiser steps of the first stage"
     lines = [USAGE, "keys used most:", *(f"  {name:18} {about[name]}" for name in COMMON), "", "configurations:"]
@@ -63,7 +63,7 @@ def short() -> str:
 
 
 def sentence(name: str) -> str:
-    """What a configuration that comes with the program is: the first sentence of its file."""
+    """The description of a configuration that comes with the program: the first sentence of its file."""
     comment = []
     for line in (loader.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if not line.startswith("# "):
@@ -73,7 +73,7 @@ def sentence(name: str) -> str:
 
 
 def of(name: str, overrides: Sequence[str] = ()) -> str:
-    """Every key of a configuration with the value that it has there, stage by stage, a line each."""
+    """Every key of a configuration with its value, stage by stage, one line each."""
     run = loader.load(name, overrides)
     lines = [f"{name}: {sentence(name)}" if name in loader.names() else name,
              f"usage: mpiprop run {shlex.join([name, *overrides])} [key=value ...] [--out DIR] [--resume] [--check]", "",
@@ -88,12 +88,12 @@ def of(name: str, overrides: Sequence[str] = ()) -> str:
 
 
 def complete() -> str:
-    """Every key with its kind, default and meaning: of a run, then of each component."""
+    """Every key with its type, default and meaning: those of a run, then those of each component."""
     return "\n\n".join([_section("keys of a run:", _keys(Run)), *(_part(part) for part in OWN), *map(_component, plugins())])
 
 
 def topic(word: str) -> str:
-    """One section of the complete manual. Raises UserError with the nearest topic where there is none of that name."""
+    """One section of the complete manual. Raises UserError with the nearest topic."""
     uses = [*MODULES, *plugins()]
     if word in OWN:
         return _part(word)
@@ -131,7 +131,7 @@ def _section(head: str, entries: Sequence[tuple[str, Any, Any, str]] | Iterator[
 
 
 def _keys(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Name, kind, default and meaning of every key of a record and of the records in it."""
+    """Name, type, default and meaning of every key of a record and of the records in it."""
     hints = get_type_hints(record)
     for f in fields(record):
         kind, inner = hints[f.name], get_args(hints[f.name])
@@ -144,7 +144,7 @@ def _keys(record: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def _values(record: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and meaning of every key of a record, of the records and of the components in it."""
+    """Name, value and meaning of every key of a record and of the records and components in it."""
     for f in fields(record):
         name, value, doc = prefix + spelt(f), getattr(record, f.name), f.metadata["doc"]
         if isinstance(value, Node):
@@ -169,7 +169,7 @@ def _component_values(node: Node, name: str, doc: str) -> Iterator[tuple[str, An
 
 
 def _line(key: str, value: Any, doc: str) -> str:
-    """A key as an override for the shell, and what it means."""
+    """A line of help: a key and its value as an override for the shell, and the meaning."""
     if value is None and key in loader.VERBATIM:
         return f"  {key + ': none':{INDENT}}  {doc}"
     literal = isinstance(value, str) and (key in loader.VERBATIM or loader.loads(value, key) == value)
@@ -181,7 +181,7 @@ def _line(key: str, value: Any, doc: str) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Whole numbers without a point, as people write them."""
+    """`value` with whole numbers as int, so that they are shown without a decimal point."""
     if isinstance(value, tuple):
         return tuple(map(_rounded, value))
     if isinstance(value, dict):

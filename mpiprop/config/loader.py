@@ -44,7 +44,7 @@ for _dialect in (_Loader, _Dumper):  # YAML 1.1 takes 1e-3 for text
 
 
 def loads(text: str, where: str) -> Any:
-    """The plain data that YAML `text` stands for."""
+    """Parse YAML. Raises UserError, which begins with `where`."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -92,7 +92,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> dict:
 
 
 def _put(tree: Any, names: Sequence[str], value: Any, path: str) -> Any:
-    """`tree` with `value` at `names`; the original stays as it is."""
+    """A copy of `tree` with `value` at the keys `names`."""
     if not names:
         return value
     first, *rest = names
@@ -106,7 +106,7 @@ def _put(tree: Any, names: Sequence[str], value: Any, path: str) -> Any:
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Run:
-    """The run that plain data describes; messages begin with `where`."""
+    """Convert plain data to a run. Raises UserError, which begins with `where`."""
     try:
         run = convert(Run, _inherit(tree), "")
         if run.prompts_ is not None and run.prompt:
@@ -124,7 +124,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Run:
 
 
 def _inherit(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`tree` with each stage's window completed by the run's, and all by their presets."""
+    """`tree` with the window of each stage completed by that of the run, and both by their presets."""
     try:
         shared = tree.get("window") or {}
         windows = [_preset({**shared, **(stage.get("window") or {})}) for stage in tree["stages"]]
@@ -148,7 +148,7 @@ def _preset(window: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def resolved(run: Run) -> str:
-    """The run as YAML with nothing left out: reading it gives the same run."""
+    """The run as YAML with all keys: reading it gives the same run."""
     tree = plain(run)
     for stage in tree["stages"]:
         stage["window"] = {name: value for name, value in stage["window"].items() if value != tree["window"][name]}
@@ -156,6 +156,6 @@ def resolved(run: Run) -> str:
 
 
 def flow(value: Any) -> str:
-    """A key's value as an override has it, in one line of YAML."""
+    """A value in one line of YAML, as an override has it."""
     text = yaml.dump([plain(value)], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.strip()[1:-1]

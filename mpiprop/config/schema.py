@@ -17,32 +17,33 @@ class Published:
     """The threshold that a paper published for a system."""
 
     threshold: float = key("first threshold e", lo=0)
-    aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e")
+    aggregate: Literal["median", "mean", "middle"] = key("statistic of a window's errors that renews e")
 
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """The sliding window: how far it reaches, and what it accepts."""
+    """The sliding window: its size, and the rule by which steps are accepted."""
 
     preset: Literal["default", "paper"] = key(
-        "what the keys not given here or in stages are set to: mpiprop's defaults, or Algorithm 2 of the DreamPropeller paper "
-        "as printed (threshold and aggregate of `paper`, decay 0.9, predict: copy, reuse: false, compare: scene)", "default")
+        "values of the keys that are given neither here nor in stages: mpiprop's defaults, or Algorithm 2 of the "
+        "DreamPropeller paper as printed (threshold and aggregate of `paper`, decay 0.9, predict: copy, reuse: false, "
+        "compare: scene)", "default")
     size: int = key("steps evaluated side by side, p; 1 is the sequential method", 7, lo=1)
     threshold: Literal["auto"] | float = key(
         "first threshold e (mean square per trained number); 0 is the exact method, auto follows the optimiser's steps",
         "auto", lo=0)
     decay: float = key("gamma: share of e kept from one iteration to the next", 0.9, lo=0, hi=1)
-    aggregate: Literal["median", "mean", "middle"] = key("how a window's errors renew e", "median")
+    aggregate: Literal["median", "mean", "middle"] = key("statistic of a window's errors that renews e", "median")
     predict: Literal["copy", "momentum"] = key(
         "what new steps start from: the last iterate, or a line along its momentum", "momentum")
     reuse: bool = key("keep a gradient whose parameters moved by no more than e since it was evaluated; false: evaluate all "
                       "steps of the window anew in every iteration", True)
     compare: Literal["all", "scene"] = key(
-        "numbers whose errors are held against e: all that train, or all but a LoRA's", "all")
-    shards: int = key("parts of a step's batch, each for a rank of its own where there are enough (1 + size x shards); "
+        "numbers whose errors are compared with e: all that are trained, or all but a LoRA's", "all")
+    shards: int = key("parts of a step's batch, each on a rank of its own where there are enough (1 + size x shards); "
                       "changes results by rounding", 1, lo=1)
     relative: float = key("with threshold auto: e in units of one optimiser step's mean square", 10.0, lo=0)
-    paper: None | Published = key("what preset: paper takes, as published for the system", None)
+    paper: None | Published = key("values that preset: paper uses, as published for the system", None)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class MeshOut:
     resolution: int = key("cells along each side of the box", 128, lo=2)
     threshold: Literal["auto"] | float = key("density at the surface; auto: the mean where not empty", "auto", lo=0)
     parts: float = key("components with fewer faces than this share of the largest one's are dropped", 0.01, lo=0, hi=1)
-    faces: int = key("number of faces to come down to; 0: keep all; a TexturedMesh keeps its own", 0, lo=0)
+    faces: int = key("number of faces to simplify to; 0: keep all; a TexturedMesh keeps its own", 0, lo=0)
     texture: int = key("height and width of the texture (pixels); 0: colours at the vertices; a TexturedMesh keeps its own",
                        0, lo=0, hi=8192)
     height_m: float = key("height of the object (m), which then stands on the ground; 0: the scene's own units", 0.0, lo=0)
@@ -87,23 +88,23 @@ class MeshOut:
 class Picture:
     """The picture to start from, and the camera that took it."""
 
-    fill: float = key("longer side of the object over that of the picture, to which it is brought, in the middle; "
-                      "0: it stays as and where it is", 0.8, lo=0, hi=1)
-    size: int = key("height and width that the picture is brought to (pixels)", 512, lo=8, hi=4096)
+    fill: float = key("longer side of the object as a share of the picture's, to which it is scaled, in the middle; "
+                      "0: it stays as it is", 0.8, lo=0, hi=1)
+    size: int = key("height and width that the picture is scaled to (pixels)", 512, lo=8, hi=4096)
     elevation_deg: float = key("elevation that it was taken from (degrees)", 0.0, lo=-89, hi=89)
     distance: float = key("distance of its camera from the origin (world units)", 3.8, lo=0.01)
     fovy_deg: float = key("vertical field of view of its camera (degrees)", 20.0, lo=1, hi=170)
-    sha256: str | None = key("of its content and of the pictures of depth and normals beside it, as the program found it: "
-                             "a run is of this picture, wherever it lies", None)
+    sha256: str | None = key("checksum of the picture and of those of depth and normals beside it, filled in by the "
+                             "program: it identifies the picture wherever the file is", None)
 
 
 @dataclass(frozen=True)
 class TermConfig:
-    """A summand of the loss: views, and what is wanted in them."""
+    """A term of the loss: views, and an objective for them."""
 
     name: str = key("name in the log; its random draws are keyed by it")
-    views: Node = key("where to look from")
-    guidance: Node = key("what is wanted there")
+    views: Node = key("the cameras")
+    guidance: Node = key("the objective of these views")
     weight: Schedule = key("factor of the guidance's loss", 1.0)
     penalties: dict[str, Schedule] = key("weight of each penalty, by name", dict)
     densify: bool = key("whether its views count where Gaussians are cloned and split by their gradients on the screen", True)
@@ -116,12 +117,12 @@ class StageConfig:
     name: str = key("name in the log and in checkpoints")
     steps: int = key("optimiser steps, T", lo=1)
     shape: Node = key("what is optimised")
-    material: Node = key("how it answers light")
-    background: Node = key("what is behind it")
-    render: Node = key("how a picture is made of it")
-    optimiser: Node = key("one step, h-dagger")
-    terms: tuple[TermConfig, ...] = key("summands of the loss")
-    window: WindowConfig = key("what differs from the run's window", WindowConfig)
+    material: Node = key("its colours and shading")
+    background: Node = key("the colour where no part of it is")
+    render: Node = key("the renderer")
+    optimiser: Node = key("the optimiser, h-dagger")
+    terms: tuple[TermConfig, ...] = key("terms of the loss")
+    window: WindowConfig = key("keys that differ from the run's window", WindowConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class Run:
     preview: Preview = key("previews/", Preview)
     turntable: Turntable = key("turntable.gif", Turntable)
     mesh: MeshOut = key("mesh.glb", MeshOut)
-    reference: Picture = key("what is known of the picture to start from", Picture)
+    reference: Picture = key("settings for the picture to start from", Picture)
     stages: tuple[StageConfig, ...] = key("stages, in order")
 
     @property

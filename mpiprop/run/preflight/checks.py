@@ -1,6 +1,6 @@
-"""Everything that a run needs, checked before its first step, and its plan in a few lines.
+"""Checks before the first step everything that a run needs, and describes its plan in a few lines.
 
-Rank 0 looks at what it will write, a rank that evaluates at the stages and their models, every rank at its memory.
+Rank 0 checks the files to be written, rank 1 (or the only rank) the stages and their models, every rank its memory.
 """
 
 import importlib
@@ -25,15 +25,15 @@ from mpiprop.run.preflight.stages import Survey, survey
 
 @dataclass(frozen=True)
 class Rank:
-    """What a rank has."""
+    """The memory of a rank."""
 
     pools: dict[str, Pool]  # "host", and "gpu" where it computes on one
-    resident: int  # bytes of host memory that it has taken already
+    resident: int  # bytes of host memory in use already
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out, a line each."""
+    """The result of the checks, as lines for the user."""
 
     plan: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -41,9 +41,10 @@ class Verdict:
 
 def check(world: World, run: Run, begin: int, device: torch.device, reference: Reference | None, folder: Path,
           under_way: bool) -> Verdict:
-    """The plan of `run` from stage number `begin` on, on every rank (collective).
+    """Check `run` from stage number `begin` on. Collective: returns the same on every rank.
 
-    `under_way`: that stage goes on from the checkpoint in `folder`. Raises UserError for what cannot work.
+    under_way: that stage continues from the checkpoint in `folder`
+    Raises UserError for what cannot work.
     """
     world.together(lambda: _files(run, folder), by=0)
     other = None
@@ -75,7 +76,7 @@ def _files(run: Run, folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
@@ -118,7 +119,7 @@ def _judged(run: Run, begin: int, device: torch.device, stages: Sequence[Survey]
 
 
 def _table(stages: Sequence[Survey], windows: Sequence[WindowConfig], ranks: int) -> list[str]:
-    """A line for each stage, aligned, under a line that says what is in it."""
+    """An aligned table: a heading, and a line for each stage."""
     rows = [("stage", "steps", "trained", "+ stored", "MPI a step", "window", "views a step", "models")]
     for stage, window in zip(stages, windows):
         work = stage.work

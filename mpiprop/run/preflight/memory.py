@@ -1,7 +1,7 @@
-"""How much memory there is for a rank, and how much the ranks of a run will take, by estimate.
+"""Compares the memory that each rank has with an estimate of what it will need.
 
-What vectors of theta, weights of priors and grids of results take is known; what an evaluation needs besides is estimated
-from figures measured on the demos (tools/README.md, "What a run needs").
+The sizes of theta's vectors, of priors' weights and of result grids are known. The rest of an evaluation is estimated with
+constants that were measured on the demos (tools/README.md, "What a run needs").
 """
 
 import resource
@@ -23,7 +23,7 @@ CLOSE, FAR = 0.85, 3  # estimates of so many times what there is are warned of, 
 
 @dataclass(frozen=True)
 class Pool:
-    """Memory that some of the ranks share: a host's, that of a control group in it, or a GPU's."""
+    """Memory that several ranks may share: that of a host, of a control group on it, or of a GPU."""
 
     name: str  # the same on every rank that shares it
     free: int  # bytes
@@ -31,7 +31,7 @@ class Pool:
 
 @dataclass
 class Need:
-    """Bytes that one rank will take, each with what to lower."""
+    """Bytes that one rank will need, by the key that lowers them."""
 
     known: dict[str, float] = field(default_factory=dict)  # at least
     guessed: dict[str, float] = field(default_factory=dict)  # on top
@@ -45,20 +45,20 @@ class Need:
         return self.least + sum(self.guessed.values())
 
     def most_from(self) -> str:
-        """What takes the most of it."""
+        """The key of the largest part."""
         parts = self.known | {name: self.known.get(name, 0) + size for name, size in self.guessed.items()}
         return max(parts, key=parts.__getitem__)
 
 
 def host(root: Path = CGROUPS, meminfo: Path = Path("/proc/meminfo"), own: Path = Path("/proc/self/cgroup")) -> Pool:
-    """The memory of this host, or of the tightest control group around this process (a container's, a Slurm job's)."""
+    """The memory of this host, or of the tightest control group of this process (of a container or a Slurm job)."""
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     found = [Pool(socket.gethostname(), int(lines["MemAvailable"].split()[0]) * 1024)]
     return min([*found, *_groups(root, own)], key=lambda pool: pool.free)
 
 
 def _groups(root: Path, own: Path) -> Iterator[Pool]:
-    """The control groups with a limit that hold this process, of either version of the interface."""
+    """The control groups of this process that have a limit, in either version of the interface."""
     v1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
     v2 = "memory.max", "memory.current", "inactive_file"
     for line in own.read_text().splitlines() if own.exists() else ():
@@ -73,7 +73,7 @@ def _groups(root: Path, own: Path) -> Iterator[Pool]:
 
 
 def _group(folder: Path, limit: str, usage: str, cache: str) -> Pool | None:
-    """What is left in one control group: its limit less what is used and cannot be dropped; None where it has no limit."""
+    """The memory left in one control group: its limit less what is used and cannot be dropped; None without a limit."""
     try:
         most, used = ((folder / name).read_text().strip() for name in (limit, usage))
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -92,10 +92,10 @@ def gpu(device: torch.device) -> Pool:
 
 @contextmanager
 def bounded(path: str, count: float | None) -> Iterator[None]:
-    """Lets this process allocate no more than `count` bytes inside (None: as much as there is). Raises UserError, which begins
-    with `path`, for what does not fit.
+    """Limit what this process allocates inside to `count` bytes; None: no limit.
 
-    A GPU's driver reserves more addresses than there is memory: None is for processes that use one.
+    Pass None in a process that uses a GPU, whose driver reserves more addresses than there is memory.
+    Raises UserError, which begins with `path`, for what does not fit.
     """
     before = resource.getrlimit(resource.RLIMIT_AS)
     if count is not None:
@@ -118,7 +118,10 @@ def resident() -> int:
 
 
 def judge(pools: Sequence[Mapping[str, Pool]], needs: Sequence[Mapping[str, Need]]) -> tuple[list[str], list[str]]:
-    """What cannot fit, a line each, and what may not: of `pools` and `needs`, for each rank by kind ("host", "gpu")."""
+    """Lines about needs that cannot fit, and about those that may not.
+
+    pools, needs: of each rank, by kind of memory ("host", "gpu")
+    """
     sharing: dict[str, list[tuple[int, Pool, Need]]] = defaultdict(list)
     for rank, (there, wanted) in enumerate(zip(pools, needs)):
         for kind, need in wanted.items():
@@ -140,7 +143,7 @@ def judge(pools: Sequence[Mapping[str, Pool]], needs: Sequence[Mapping[str, Need
 
 
 def size(count: float) -> str:
-    """Bytes for people: 3.1 MB, 47 GB."""
+    """A number of bytes with a unit: 3.1 MB, 47 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

@@ -1,7 +1,7 @@
-"""What a run takes: memory of each role in each stage, and room on the disk.
+"""Estimates what a run needs: memory of each rank in each stage, and space on the disk.
 
-Vectors, weights, grids and films are counted; constants that are measured on the demos stand for the rest, and what is
-reckoned with them is called an estimate wherever it is shown.
+Vectors, weights, grids and films are counted. The rest is estimated with constants that were measured on the demos
+(tools/README.md, "What a run needs"); messages call such figures estimates.
 """
 
 import torch
@@ -25,9 +25,9 @@ PACKAGES = "the number of ranks here"
 
 def of_rank(run: Run, stage: Survey, window: WindowConfig, rank: int, ranks: int, device: torch.device, grid: int,
             last: bool) -> dict[str, Need]:
-    """What a rank takes in a stage, by kind of memory: "host", "gpu".
+    """Memory that a rank needs in a stage, by kind ("host", "gpu").
 
-    `grid`: cells a side of the grid in which rank 0 finds the surface at the stage's end, 0 for none.
+    grid: cells along a side of the grid in which rank 0 finds the surface at the end of the stage; 0: none
     """
     vectors, host = Need(), Need()
     if rank == 0:
@@ -53,12 +53,12 @@ def of_rank(run: Run, stage: Survey, window: WindowConfig, rank: int, ranks: int
 
 
 def checkpoint(work: Work, window: WindowConfig) -> float:
-    """Bytes of a checkpoint: a state, and a window's guesses."""
+    """Bytes of a checkpoint: a state, and the guesses of a window."""
     return FLOAT * ((1 + min(window.size, work.T)) * work.L + work.slots * work.D)
 
 
 def results(run: Run, last: Survey) -> float:
-    """Bytes of a finished run's files beside the checkpoint, by estimate."""
+    """Bytes of a finished run's files besides the checkpoint (an estimate)."""
     films = PICTURE_FILES * (run.turntable.frames + VIEWS) * run.turntable.size ** 2
     faces = FACE_FILES * (run.mesh.faces or 2 * run.mesh.resolution ** 2)
     return films + faces + TEXTURE_FILES * run.mesh.texture ** 2 + (FLOAT * last.work.L if last.cloud else 0)

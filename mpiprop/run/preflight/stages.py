@@ -1,6 +1,6 @@
-"""What each stage of a run will be, found by building it without reading weights, and whether its parts fit together.
+"""Builds each stage of a run without reading weights, checks that its parts fit together, and measures its size.
 
-One rank that evaluates does this for all: it has the models' files on its host, if anybody has.
+One rank that evaluates does this for all, because the models' files are on its host.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ SAMPLE, CHANNEL, SURFACE_PIXEL, SPLAT_PIXEL, VAE_TENSORS, UNET_TENSORS = 20, 2.7
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found of one stage."""
+    """The size of one stage, and notes about it."""
 
     work: Work
     most: Work  # the same of a cloud at its largest
@@ -58,7 +58,7 @@ class Survey:
 
 
 class Untold:
-    """In the place of encoded prompts."""
+    """Stands in for encoded prompts, which a stage that is only checked does not need."""
 
     def to(self, device: torch.device | str) -> "Untold":
         return self
@@ -66,8 +66,10 @@ class Untold:
 
 def survey(run: Run, begin: int, device: torch.device, reference: Reference | None, under_way: bool,
            other: Checkpoint | None) -> list[Survey]:
-    """All stages from number `begin` on, which is `under_way` or begins with the state `other` of another run, if any.
+    """Survey all stages from number `begin` on.
 
+    under_way: that stage continues from its own checkpoint
+    other: the checkpoint of another run with which it begins, if any
     Raises UserError for the first thing that cannot work. Models' files come last: those on a hub are fetched.
     """
     _backends(run.stages[begin:])
@@ -87,7 +89,7 @@ def survey(run: Run, begin: int, device: torch.device, reference: Reference | No
 
 
 def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
-    """What there is to know of a stage but for its models' files, and these models."""
+    """The survey of a stage without its models' files, and these models."""
     has, shape, layout = _drawn(stage, path), stage.scene.shape, stage.scene.layout
     if len(stage.run.prompts) > 1 and not isinstance(shape, Generator):
         raise UserError(f"prompts: a {type(shape).__name__} ({path}.shape) makes one object; give prompt=TEXT")
@@ -123,7 +125,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """For people: its class, and its model where it has one."""
+        """For messages: its class, and its model where it has one."""
         kind, model = self.node.use, self.node.keys.get("model")
         return kind if model is None else f"{model} {kind}" if model == "builtin" else f"{kind} {model}"
 
@@ -141,7 +143,7 @@ def _model(stage: Stage, term: TermConfig) -> Model | None:
 
 
 def _with_models(found: Survey, models: list[Model]) -> Survey:
-    """The same after a look at the models' files. Raises UserError where one is missing or does not fit."""
+    """The survey completed from the models' files. Raises UserError where one is missing or does not fit."""
     notes, sizes = list(found.notes), {}
     for model in models:
         with placed(model.node.path):
@@ -161,8 +163,10 @@ def _can_begin(stage: Stage, before: Stage | None, path: str) -> None:
 
 
 def _drawn(stage: Stage, path: str) -> set[str]:
-    """What the stage's images will have (guidance.penalties.LACKING). Raises UserError where the renderer does not draw the
-    shape, or the material needs normals that it does not have."""
+    """What the stage's images will have (keys of guidance.regularizers.LACKING).
+
+    Raises UserError where the renderer does not draw the shape, or the material needs normals that the shape lacks.
+    """
     scene, (renderer, shape) = stage.scene, (stage.scene.renderer, stage.scene.shape)
     with placed(f"{path}.render"):
         renderer.check(shape)
@@ -181,7 +185,7 @@ def _drawn(stage: Stage, path: str) -> set[str]:
 
 
 def _images(term: TermConfig, built: Built, has: set[str], path: str) -> None:
-    """Raises UserError for a penalty or a guidance that reads of an image what it does not have."""
+    """Raises UserError for a penalty or a guidance that needs what the images do not have."""
     for name, weight in term.penalties.items():
         if _values(weight) != {0.0} and (why := lacking(name, has)):
             raise UserError(f"{path}.{why}")
@@ -190,7 +194,7 @@ def _images(term: TermConfig, built: Built, has: set[str], path: str) -> None:
 
 
 def _words(run: Run, model: Model) -> list[str]:
-    """A warning of words that a model does not know. Raises UserError where it knows nothing that it could make."""
+    """A warning about words unknown to the model. Raises UserError for a prompt that names no shape known to it."""
     if (known := model.prior.vocabulary) is None or not model.strings:
         return []
     unknown = known.quoted(known.unknown(" ".join(model.strings)))
@@ -227,7 +231,7 @@ def _batches(stage: Stage, term: TermConfig, built: Built, prior: Prior | None, 
 
 
 def _evaluation(stage: Stage, part: int, views: Views, prior: Prior | None, learns: bool) -> float:
-    """Bytes at the peak of an evaluation of `part` views, by estimate: rendering them, or the prior's work on them."""
+    """Bytes at the peak of an evaluation of `part` views (an estimate): of rendering them and of the prior."""
     scene, (H, W) = stage.scene, views.size
     pixels, drawn = part * H * W, 0.0
     if isinstance(scene.renderer, Volume):
@@ -247,12 +251,12 @@ def _evaluation(stage: Stage, part: int, views: Views, prior: Prior | None, lear
 
 
 def _narrowing(widths: Sequence[int]) -> float:
-    """Numbers that one tensor in each level of a network has, for each pixel of the first: every level halves both sides."""
+    """Numbers in one tensor of each level of a network, per pixel of the first level; each level halves both sides."""
     return sum(width / 4 ** level for level, width in enumerate(widths))
 
 
 def _knots(term: TermConfig, T: int) -> list[int]:
-    """The steps at which something in the term's configuration changes, and the first and the last."""
+    """The first step, the last, and those at which a schedule of the term has a knot."""
     steps = {step for node in (term.views, term.guidance) for value in node.keys.values() for step in _steps(value)}
     return sorted({0, T - 1} | {int(step) for step in steps if 0 <= step < T})
 
