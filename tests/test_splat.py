@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal, uniform
-from mpiprop.render.splat import Splat, colours, rasterise
+from mpiprop.render.splat import Splat, colours, rasterize
 from mpiprop.shapes.clouds.base import Cloud, Splats
 from mpiprop.shapes.surfaces.base import Surface
 from mpiprop.views.cameras import Views, orbit
@@ -82,7 +82,7 @@ def test_image_and_gradients_are_those_of_a_loop_over_pixels(seed, K, distance):
     """The nearer camera stands among the Gaussians: some are behind it, some beyond the linearised field."""
     splats, views = cloud(seed, K=K), cameras(distance=distance)
     expected = loop(splats, views)
-    layers, _ = rasterise(splats, colours(splats, views), views, 0.2, 100.0)
+    layers, _ = rasterize(splats, colours(splats, views), views, 0.2, 100.0)
     assert (layers - expected).abs().max() < 1e-10
     weight = normal(Streams(9, 0)("weight"), *layers.shape).double()
     inputs = [getattr(splats, name) for name in NAMES]
@@ -116,7 +116,7 @@ def test_one_gaussian_in_closed_form():
 
 def test_who_covers_a_pixel_is_told_and_moves_of_centres_are_differentiated():
     splats, views = cloud(2), cameras()
-    layers, screen = rasterise(splats, colours(splats, views), views, 0.2, 100.0)
+    layers, screen = rasterize(splats, colours(splats, views), views, 0.2, 100.0)
     layers[..., 0].sum().backward()
     assert screen.visible.any() and not screen.visible.all()
     moved = screen.means.grad.norm(dim=-1)
@@ -126,7 +126,7 @@ def test_who_covers_a_pixel_is_told_and_moves_of_centres_are_differentiated():
 def test_nothing_to_see_is_the_background():
     splats, views = cloud(3), cameras()
     behind = Splats(splats.means + 100 * views.c2w[0, :3, 2], *(getattr(splats, name) for name in NAMES[1:]))
-    layers, screen = rasterise(behind, colours(behind, views), views[:1], 0.2, 50.0)
+    layers, screen = rasterize(behind, colours(behind, views), views[:1], 0.2, 50.0)
     layers.sum().backward()
     assert not layers.any() and not screen.visible.any() and not splats.means.grad.any()
 
@@ -146,7 +146,7 @@ def test_gsplat_agrees():
     splats = Splats(*(getattr(splats, name).detach().cuda().requires_grad_() for name in NAMES))
     splats = Splats(splats.means, splats.scales, splats.rotations, splats.opacities * 0.95, splats.harmonics)
     seen = colours(splats, views)
-    (ours, a), (theirs, b) = (tool.rasterise(splats, seen, views, 0.2, 100.0) for tool in (splat, gsplat))
+    (ours, a), (theirs, b) = (tool.rasterize(splats, seen, views, 0.2, 100.0) for tool in (splat, gsplat))
     assert (ours - theirs).abs().mean() < 1e-3 and (ours - theirs).abs().max() < 3e-2
     ours.square().sum().backward(retain_graph=True)
     theirs.square().sum().backward()

@@ -15,7 +15,7 @@ from mpiprop import report
 from mpiprop.core.streams import Streams
 from mpiprop.io import files
 from mpiprop.io.mesh import Mesh
-from mpiprop.render.splat import colours, rasterise
+from mpiprop.render.splat import colours, rasterize
 from mpiprop.report import splats
 from mpiprop.shapes.clouds import ply
 from mpiprop.shapes.clouds.gaussians import Gaussians
@@ -69,7 +69,7 @@ def test_gaussians_are_drawn_as_the_program_draws_them(tmp_path: Path) -> None:
         cloud_ = shape.splats()
         seen = colours(cloud_, view)
         seen[..., :3].clamp_(max=1)  # what a byte holds
-        layers, _ = rasterise(cloud_, seen, view, 0.01, 100)
+        layers, _ = rasterize(cloud_, seen, view, 0.01, 100)
     rgb, _, opacity = layers[0].split([3, 1, 1], -1)
     expected = (rgb + (1 - opacity) * torch.tensor(WASH) / 255).clamp(0, 1).numpy()
     error = np.square(drawn[12:-12, 12:-12] / 255 - expected[12:-12, 12:-12]).mean()  # its corners are round

@@ -1,4 +1,4 @@
-"""What is seen where a ray meets nothing (DreamFusion, section 3.2).
+"""Backgrounds: the colours of rays that meet nothing (DreamFusion, section 3.2).
 
 Letters: B views, H x W pixels.
 """

@@ -1,4 +1,4 @@
-"""What colour the features of a surface point have under a light (DreamFusion, section 3.2, "Shading").
+"""Colours of surface points from their features and a light (DreamFusion, section 3.2, "Shading").
 
 Letters: S points.
 """
@@ -23,7 +23,7 @@ Activation = Literal["sigmoid", "scale_-11_01", "padded_sigmoid"]
 
 
 class NoMaterial(nn.Module):
-    """The features' own colour, whatever the light.
+    """The features as colours, without shading.
 
     activation: what makes a colour of the features
     """

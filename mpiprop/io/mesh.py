@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mpiprop.core.errors import RunError
 from mpiprop.io.atlas import Atlas, Texture, paint, unwrap
+from mpiprop.geometry.isosurface import CHUNK, EMPTY, MARGIN
 from mpiprop.geometry.triangles import vertex_normals
 from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.fields.base import Field
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Function = Callable[[Tensor], Tensor]  # of points [N, 3]
-EMPTY = 1e-5  # densities up to here are empty space, not part of the mean that "auto" takes
-MARGIN = 0.1  # of the coarse mesh's extent, on each side of the box that is looked at closely
-CHUNK = 1 << 16  # points evaluated at a time
 
 
 @dataclass(frozen=True)

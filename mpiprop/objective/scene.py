@@ -1,4 +1,4 @@
-"""What is optimised, as modules that draw it and as one flat vector: the only place that knows both.
+"""The modules that are optimised and drawn, and the flat vector of their numbers.
 
 Letters: N points, D trained numbers, L = D + the numbers that ride along. The parameters are views of theta.flat and
 their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
@@ -54,14 +54,14 @@ class Scene:
         self.load(theta, 0)
 
     def _seat(self, layout: Layout) -> None:
-        """Lays the gradient out like `layout`, whose entries say where each tensor's numbers are."""
+        """Allocates the gradient and the statistics for a layout."""
         self.layout = layout
         self._seats = [(self._tensors[entry.name], entry) for entry in layout.entries]
         self.grad = torch.zeros(layout.D, device=self.device)
         self.statistics = {name: torch.zeros(layout.N, device=self.device) for name in (MOVES, VIEWS) if layout.N}
 
     def theta(self) -> Theta:
-        """A copy of the present numbers, of which the shape may have more or fewer than before."""
+        """Returns a copy of the numbers of the modules."""
         per_point = dict(self.shape.named_parameters(prefix="geometry")) if isinstance(self.shape, Cloud) else ()
         layout = Layout.of([(name, tuple(p.shape), group) for name, p, group in self._trained],
                            [(name, tuple(b.shape)) for name, b in self._riding],
@@ -70,7 +70,11 @@ class Scene:
         return Theta(flat, layout, ancestry.roots(layout.N) if per_point else None)
 
     def load(self, theta: Theta, tau: int) -> "Scene":
-        """This scene, its numbers now those of theta (on this scene's device; shared, not copied), set for step tau."""
+        """Sets the modules' numbers to those of theta, which are shared, not copied, and the schedules to step tau.
+
+        theta: on this scene's device
+        Returns this scene.
+        """
         if theta.layout is not self.layout and theta.layout != self.layout:
             self._seat(theta.layout)
         for tensor, entry in self._seats:
@@ -81,15 +85,15 @@ class Scene:
         return self
 
     def measure(self, screen: Screen, batch: int, size: tuple[int, int]) -> None:
-        """Adds to the statistics what `screen` tells of each point: of the loss of each view alone, of which the loss is the
-        mean over the batch."""
+        """Adds the screen-space gradients (NDC) of a batch's points to the statistics; those of each view's own loss, of which
+        the loss is the mean."""
         half = screen.means.new_tensor([size[1] / 2, size[0] / 2])
         moves = (screen.means.grad * half).norm(dim=-1) * batch * screen.visible
         self.statistics[MOVES] += moves.sum(0)
         self.statistics[VIEWS] += screen.visible.sum(0)
 
     def refresh(self, theta: Theta, tau: int, rng: Streams) -> Theta:
-        """Theta with its riding state renewed, and its LoRAs averaged, for step tau; theta itself where nothing is due."""
+        """Returns theta with riding state renewed and LoRAs averaged for step tau; theta itself where nothing is due."""
         merge = self.lora is not None and self.lora.due(tau)
         renew = isinstance(self.shape, Field) and self.shape.due(tau)
         if not merge and not renew:
@@ -103,8 +107,11 @@ class Scene:
         return fresh
 
     def render(self, views: Views, tau: int, rng: Streams | None = None, normals: bool = True) -> Image:
-        """The image of the scene at step tau, differentiable in its parameters; rng None: an evaluation image, without
-        jitter or drawn shading. `normals` False leaves out those that the shading does not read."""
+        """Returns the image of the scene at step tau, differentiable in its parameters.
+
+        rng: random streams of the step; None: evaluation, without jitter or random shading
+        normals: whether the image needs normals that the shading does not read
+        """
         views = views.to(self.device)
         if isinstance(self.shape, Generator):
             made = {prompt: self._of_prompt(prompt, rng) for prompt in dict.fromkeys(prompt for prompt, _ in views.runs())}

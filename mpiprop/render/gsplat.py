@@ -12,8 +12,8 @@ from mpiprop.shapes.clouds.base import Splats
 from mpiprop.views.cameras import Screen, Views
 
 
-def rasterise(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> tuple[Tensor, Screen]:
-    """As splat.rasterise."""
+def rasterize(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> tuple[Tensor, Screen]:
+    """As splat.rasterize."""
     try:
         from gsplat import rasterization
         from gsplat.cuda._backend import _C as built

@@ -41,14 +41,14 @@ class Splat(Renderer):
     def __init__(self, *, near: float = 0.2, far: float = 100.0,
                  backend: Literal["auto", "torch", "gsplat"] = "auto") -> None:
         self.near, self.far = near, far
-        self.rasterise = _fast if backend == "gsplat" else rasterise
+        self.rasterize = _fast if backend == "gsplat" else rasterize
 
     def __call__(self, shape: Cloud, shade: Shade, background: Background, views: Views,
                  rng: Streams | None = None, normals: bool = True) -> Image:
         """The image of `shape`'s Gaussians, which have colours of their own, before `background`; differentiable in all
         parameters. Colours are held in [0, 1]; depth is the distance of the centres; there are no normals."""
         splats = shape.splats()
-        layers, screen = self.rasterise(splats, colours(splats, views), views, self.near, self.far)
+        layers, screen = self.rasterize(splats, colours(splats, views), views, self.near, self.far)
         rgb, depth, opacity = layers.split([3, 1, 1], -1)
         rgb = torch.addcmul(rgb, 1 - opacity, behind := background(views.rays()[1]))
         return Image(rgb.clamp(0, 1), opacity, depth, screen=screen, behind=behind)
@@ -66,7 +66,7 @@ def colours(splats: Splats, views: Views) -> Tensor:
     return torch.cat([(seen + 0.5).clamp(min=0), towards.norm(dim=-1, keepdim=True)], -1)
 
 
-def rasterise(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> Layers:
+def rasterize(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> Layers:
     """Channels [B, N, 4] of the Gaussians composited, and opacity."""
     screen, covariance, depth = project(splats, views)
     if screen.requires_grad:
@@ -220,4 +220,4 @@ def _fast(splats: Splats, channels: Tensor, views: Views, near: float, far: floa
     """The same by gsplat; by torch for previews of a CUDA run that are made elsewhere."""
     from mpiprop.render import gsplat
 
-    return (gsplat.rasterise if splats.means.is_cuda else rasterise)(splats, channels, views, near, far)
+    return (gsplat.rasterize if splats.means.is_cuda else rasterize)(splats, channels, views, near, far)

@@ -1,4 +1,4 @@
-"""How a stage's shape begins with what the stage before it made: its numbers, its surface, or its surface and colours.
+"""How the shape of a stage begins with that of the stage before: with its numbers, its surface, or its surface and colours.
 
 Letters: K texels of a texture that are on the surface, S x S texels, H x W pixels.
 """
@@ -21,9 +21,13 @@ TEXELS = 2  # along a pixel of the pictures that a texture is made of
 
 
 def begin(scene: Scene, before: Scene, tau: int, view: Views, say: Callable[[str], None]) -> None:
-    """Gives `scene` the shape of `before`, the scene at the end of the stage before, which had `tau` steps.
+    """Lets the shape of `scene` begin with that of another scene.
 
-    `view` [1] is how evaluation looked at it. Raises UserError where the shape cannot begin with the other.
+    before: the scene at the end of the stage before
+    tau: number of steps of that stage
+    view: one evaluation view of it, whose distance and field of view the renders for a texture have
+    say: told what is made
+    Raises UserError where the shape cannot begin with the other.
     """
     scene.shape.check_start(before.shape)
     if not isinstance(scene.shape, TexturedSurface):

@@ -26,7 +26,7 @@ class Views:
     distance: Tensor  # [B]
     light: Tensor  # [B, 3] world position of the point light
     size: tuple[int, int]  # H, W
-    unlit: bool = False  # shown as albedo, however a material shades
+    unlit: bool = False  # whether materials show the albedo, without shading
     prompts: tuple[int, ...] = ()  # B places in the run's list of prompts; empty: the first prompt for all
 
     def __len__(self) -> int:

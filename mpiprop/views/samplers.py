@@ -27,11 +27,10 @@ def milestone(schedule: Schedule, tau: int) -> int:
 
 
 class Random:
-    """Cameras all around the origin, their aim and roll a little disturbed, and a point light for each.
+    """Random cameras around the origin, with perturbed aim and roll, and a point light for each.
 
     batch: views per step, a number or [[step, number], ...], each in force from its step on
-    group: so many adjacent views look from even azimuths all around, alike in elevation, distance and field of view; they
-        are what one that denoises views together is shown (priors.mvdream: 4)
+    group: views per group, evenly spaced in azimuth and alike in elevation, distance and field of view; 4 for MVDream
     size: pixels per side, a number or [[step, number], ...], each in force from its step on
     azimuth_deg: range of azimuths, 0 is the front (degrees)
     elevation_deg: range of elevations; half of the batches are uniform in angle, half uniform on the sphere (degrees)
@@ -78,7 +77,7 @@ class Random:
         self.eval_fovy = radians(eval_fovy_deg)
 
     def __call__(self, tau: int, rng: Streams) -> Views:
-        """The views of step tau; azimuth, elevation and distance are those before the disturbance."""
+        """Returns the views of step tau; azimuth, elevation and distance are those before the perturbation."""
         B, side = milestone(self.batch, tau), milestone(self.size, tau)
         open_ = min(1.0, tau / self.progressive_until) if self.progressive_until else 1.0
 
@@ -123,7 +122,7 @@ class Random:
 
 
 class Reference:
-    """The one camera that the picture was taken with, which sees things unlit.
+    """The camera of the input image, which sees objects unlit.
 
     size: pixels per side, a number or [[step, number], ...], each in force from its step on
     noise: standard deviation of a displacement (world units) and of a turn (rad) of the camera, drawn once for each size:

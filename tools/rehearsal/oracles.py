@@ -86,9 +86,9 @@ def clouds(there: dict[str, bool], small: bool, device: torch.device) -> list[Ca
                 return layers if isinstance(layers, Tensor) else layers[0]
             return draw
         cases.append(Case(f"{name}, {size[0]} x {size[1]}", inputs,
-                          drawn(naive.splats if plain else splat.rasterise, torch.device("cpu")),
-                          {"torch": drawn(splat.rasterise, device)}
-                          | ({"gsplat": drawn(gsplat.rasterise, device)} if there.get("gsplat") else {})))
+                          drawn(naive.splats if plain else splat.rasterize, torch.device("cpu")),
+                          {"torch": drawn(splat.rasterize, device)}
+                          | ({"gsplat": drawn(gsplat.rasterize, device)} if there.get("gsplat") else {})))
     return cases
 
 

@@ -1,4 +1,5 @@
-"""How the Gaussians of a cloud are cloned, split, removed and reset (Kerbl et al. 2023, section 5; DreamGaussian, section 3.1).
+"""Adaptive density control: how Gaussians are cloned, split, removed and reset (Kerbl et al. 2023, section 5;
+DreamGaussian, section 3.1).
 
 Each operation makes a state of a state and changes nothing else: rows of theta, of the optimiser's averages and of the
 statistics go together, and every Gaussian keeps its id. New ones begin with averages of zero. Letters: N Gaussians, M of them

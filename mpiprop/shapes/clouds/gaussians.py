@@ -25,24 +25,24 @@ ROWS = ("position", "f_dc", "f_rest", "scale", "rotation", "opacity")
 class Gaussians(Cloud):
     """A cloud of Gaussians whose number changes while it trains.
 
-    radius: half side of the box that the object fits; what has left it is removed with the rest (world units)
-    number: Gaussians at first, where they are not read from a file
-    ball: radius of the ball that they fill at first (world units)
+    radius: half side of the box that holds the object (world units); Gaussians outside are removed where others are
+    number: initial number of Gaussians, where they are not read from a file
+    ball: radius of the ball that they fill initially (world units)
     points: a PLY file to begin with: Gaussians, or points with or without colours
     degree: of the spherical harmonics that make the colour depend on the direction, 0 to 3
     opacity: of each Gaussian at first
     densify_every: steps between changes of the number of Gaussians; 0: it stays
     densify_from: first step after which they may change
     densify_until: last step after which they may change
-    densify_gradient: clone or split those with a larger mean gradient of their place on the screen, in half images: the mean
-        over all views that saw it since the last change, of the loss of each view alone
+    densify_gradient: threshold on the mean screen-space gradient (NDC) above which a Gaussian is cloned or split: the mean over
+        all views that saw it since the last change, of the loss of each view alone
     densify_size: split those of a larger standard deviation than this, clone the others (world units)
-    densify_most: Gaussians at most; beyond them those of the largest gradients are taken
+    densify_most: largest number of Gaussians; where it is reached, those of the largest gradients are cloned or split
     prune_opacity: remove those of a lower opacity, where Gaussians change; 0: none
     prune_size: remove those of a larger standard deviation (world units); 0: none
     reset_every: steps between resets of all opacities to `reset_opacity` at most; 0: never
     reset_opacity: opacity after a reset
-    cross: windows may reach across steps after which the Gaussians change; false: they end there
+    cross: whether windows may reach across steps after which the Gaussians change; false: they end there
     """
 
     def __init__(self, rng: Streams, *, radius: float = 1.0, number: int = 5000, ball: float = 0.5,

@@ -32,7 +32,7 @@ def neus(f: Tensor, s: Tensor) -> Tensor:
 
 
 def approach(cos: Tensor, annealed: float) -> Tensor:
-    """How fast [N] the distance is taken to fall along rays at cosines `cos` [N] to the normal (threestudio's NeuS).
+    """Rates [N] at which the distance falls along rays at cosines `cos` [N] to the normal (threestudio's NeuS).
 
     When all is annealed (1) it is -cos, 0 where the ray leaves the surface; at first (0) it is (1 - cos) / 2, so that rays of
     every direction have a gradient.

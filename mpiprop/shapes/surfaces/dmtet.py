@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpiprop.core.errors import RunError, UserError, positive
 from mpiprop.core.streams import Streams
 from mpiprop.geometry import triangles
+from mpiprop.geometry.isosurface import CHUNK, EMPTY, MARGIN
 from mpiprop.shapes.base import Shape
 from mpiprop.shapes.fields.base import Field
 from mpiprop.shapes.fields.encoding import HashEncoding
@@ -20,10 +21,7 @@ from mpiprop.shapes.fields.networks import MLP
 from mpiprop.shapes.surfaces.base import Surface
 from mpiprop.shapes.surfaces.tetrahedra import crossing, lattice, march
 
-EMPTY = 1e-5  # densities up to here are empty space, not part of the mean that "auto" takes
-MARGIN = 0.1  # of the object's extent, on each side of the lattice's box
 OUTSIDE = 1e-3  # least signed distance on the lattice's border: the surface ends there, closed
-CHUNK = 1 << 16  # points evaluated at a time
 FINEST = 512  # resolution: 17 million vertices in 103 million tetrahedra
 TEXTURE = ("encoding.", "feature_network.")  # names of the parameters that a texture has here and in fields
 
@@ -36,11 +34,11 @@ class DMTet(Surface):
     sphere: radius of the sphere to begin with (world units)
     fit: mesh file to begin with instead, centred; z up in PLY and STL files, y up in all others
     fit_size: half of that mesh's longest side (world units)
-    threshold: density at the surface of a density field that it begins with; auto: the mean where it is not empty
+    threshold: density at the surface of a density field of the stage before; auto: the mean where it is not empty
     drop: parts of fewer vertices than this share of the largest are dropped from what it begins with
-    fixed: the surface does not train
-    textured: it has features; else it is all grey
-    inherit_texture: texture of the shape it begins with instead of a fresh one
+    fixed: whether the surface stays as it is, without training
+    textured: whether it has features; without, it is grey
+    inherit_texture: whether to begin with the texture of the shape before, not with a fresh one
     levels: grids in the texture's pyramid, of 2 features each
     log2_table: binary logarithm of the most entries a grid may have
     base_resolution: cells a side of the coarsest grid
@@ -141,7 +139,7 @@ class DMTet(Surface):
                     mine.copy_(theirs[name])
 
     def _place(self, which: Tensor | slice) -> Tensor:
-        """The present places of some of the lattice's vertices, world units."""
+        """Positions of some of the lattice's vertices now (world units)."""
         unit = self.vertices[which] + torch.tanh(self.deformation[which]) / self.resolution
         return self.box[0] + unit * (self.box[1] - self.box[0])
 
