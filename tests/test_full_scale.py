@@ -110,7 +110,7 @@ def test_stages_have_the_published_numbers(name, index):
 
 TINY = {"HashGrid": {"log2_table": 10}, "SDF": {"log2_table": 10}, "DMTet": {"log2_table": 10, "resolution": 12},
         "Gaussians": {"number": 100, "opacity": 0.9, "densify_from": 0, "densify_every": 1, "densify_gradient": 0.001},
-        "TexturedMesh": {"resolution": 12, "texture": 32, "threshold": 0.5}}
+        "TexturedMesh": {"resolution": 12, "texture": 32, "threshold": 0.5}, "HashEnvironment": {"log2_table": 6}}
 
 
 @pytest.mark.parametrize("name", sorted({*FULL_SCALE} - {"dreamfusion", "dreamfusion-sd"}))  # which are above
@@ -122,12 +122,13 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
         keys["image"] = disc(tmp_path / "disc.png")
     for i, stage in enumerate(run.stages):
         term, of = f"stages.{i}.terms.0.", stage.terms[0].guidance.part("prior").use
-        kind = "if" if "DeepFloyd" in of else "zero123" if "Zero123" in of else "sd"
+        kind = {"DeepFloyd": "if", "Zero123": "zero123", "MVDream": "mvdream"}.get(of, "sd")
         if not (folder := tmp_path / kind).exists():
             make(kind, folder)
         keys |= {f"stages.{i}.steps": 2, f"{term}guidance.prior.model": folder, f"{term}guidance.prior.variant": "null",
-                 f"{term}views.batch": 1, f"{term}views.size": 8}
-        keys |= {f"stages.{i}.shape.{key}": value for key, value in TINY[stage.shape.use].items()}
+                 f"{term}views.batch": 4 if kind == "mvdream" else 1, f"{term}views.size": 8}
+        for part, use in (("shape", stage.shape.use), ("background", stage.background.use)):
+            keys |= {f"stages.{i}.{part}.{key}": value for key, value in TINY.get(use, {}).items()}
         if stage.shape.keys.get("threshold") == 25.0:  # more than the first blob has, or two steps add
             keys[f"stages.{i}.shape.threshold"] = "auto"
         if stage.render.use == "Volume":

@@ -11,7 +11,7 @@ import published
 import pytest
 import torch
 from finished import measured
-from published import FULL_SCALE, ID
+from published import FULL_SCALE, ID, PLAIN
 from tiny_models import disc
 
 from mpiprop.cli.main import dispatch
@@ -31,13 +31,13 @@ TOLD = {  # of each model: pixels, the VAE's scale, millions of numbers that sta
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("published")
-    return {name: published.build(name, root / name, None if "zero123" in name else "fp16") for name in published.MODELS}
+    return {name: published.build(name, root / name, None if name in PLAIN else "fp16") for name in published.MODELS}
 
 
 @pytest.mark.parametrize("name", TOLD)
 def test_published_models_are_read_and_fit(name, folders):
     pixels, scale, millions = TOLD[name]
-    variant = None if "zero123" in name else "fp16"
+    variant = None if name in PLAIN else "fp16"
     prior = KIND.get(name, StableDiffusion)("cpu", model=str(folders[name]), variant=variant, dtype="float16")
     assert prior.verify(["a red chair"] if name[:4] != "zero" else []) == []
     assert (prior.config["sample_size"] if name == "if" else prior.resolution) == pixels
@@ -60,8 +60,8 @@ def cache(folders, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", FULL_SCALE)
 def test_every_full_scale_configuration_passes_its_check(name, cache, tmp_path, monkeypatch, capsys):
-    """As a user types it, without a network: only in half precision with a view a step, for the memory of a small machine.
-    Two steps of each stage are in test_full_scale.py."""
+    """As a user types it, without a network: only in half precision with a view a step (MVDream's: four), for the memory of
+    a small machine. Two steps of each stage are in test_full_scale.py."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     run, models = loader.load(name), []
@@ -69,7 +69,8 @@ def test_every_full_scale_configuration_passes_its_check(name, cache, tmp_path, 
     for i, stage in enumerate(run.stages):
         prior = stage.terms[0].guidance.part("prior")
         models.append(f"{prior.use} {prior.keys['model']}")
-        words += [f"stages.{i}.terms.0.views.batch=1", f"stages.{i}.terms.0.guidance.prior.dtype=float16"]
+        words += [f"stages.{i}.terms.0.views.batch={4 if prior.use == 'MVDream' else 1}",
+                  f"stages.{i}.terms.0.guidance.prior.dtype=float16"]
     before = sorted(tmp_path.rglob("*"))
     assert dispatch(["run", name, "--check", *words]) == 0
     table = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()[1:len(run.stages) + 1]]

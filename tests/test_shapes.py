@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mpiprop.core.streams import Streams
-from mpiprop.appearance.backgrounds import NeuralEnvironment, Solid, harmonics
+from mpiprop.appearance.backgrounds import HashEnvironment, NeuralEnvironment, Solid, harmonics
 from mpiprop.shapes.fields.encoding import HashEncoding, pyramid
 from mpiprop.shapes.fields.hashgrid import HashGrid
 from mpiprop.appearance.materials import Diffuse, NoMaterial
@@ -319,6 +319,17 @@ def test_harmonics_are_orthonormal_over_the_sphere():
     draws = torch.randn(200_000, 3, generator=RNG("sphere"), dtype=torch.float64)
     basis = harmonics(draws / draws.norm(dim=-1, keepdim=True))
     torch.testing.assert_close(basis @ basis.T / len(draws) * 4 * torch.pi, torch.eye(9).double(), rtol=0, atol=0.03)
+
+
+def test_the_hash_environment_reads_its_grid_at_the_direction_in_the_unit_cube():
+    environment = HashEnvironment(RNG, levels=2, log2_table=8, base_resolution=4, growth=2.0)
+    environment.encoding.table.data.mul_(1e4)
+    directions = torch.nn.functional.normalize(torch.randn(2, 3, 4, 3, generator=RNG("d")), dim=-1)
+    code = torch.stack([environment.encoding((d[:, None] + 1) / 2)[:, 0] for d in directions.view(-1, 3)])
+    first, second, last = environment.network.weights
+    expected = (((code @ first.T).relu() @ second.T).relu() @ last.T).sigmoid().view(2, 3, 4, 3)
+    torch.testing.assert_close(environment(directions, Streams(0, 0)), expected)
+    assert expected.std(dim=(0, 1, 2)).min() > 1e-3
 
 
 def test_backgrounds_are_replaced_by_one_colour_per_view_as_often_as_asked():

@@ -79,6 +79,14 @@ def test_every_draw_stays_in_its_range_and_fills_it(light):
         assert 0.5 - 1e-4 <= cosine.min() < 0.52
 
 
+def test_distances_by_the_field_of_view_leave_the_size_in_the_picture():
+    """A sphere of radius r at distance d fills r / d / tan(fovy / 2) of half the picture's height, near its middle."""
+    found = drawn(distance=(0.8, 1.0), fovy_deg=(15, 60), distance_by_fovy=True, camera_perturb=0.0)
+    size = found["distance"] * (found["fovy"] / 2).tan()
+    assert 0.8 <= size.min() < 0.81 and 0.99 < size.max() <= 1.0 + 1e-6 and found["distance"].max() > 5
+    torch.testing.assert_close(found["c2w"][:, :3, 3].norm(dim=-1), found["distance"])
+
+
 def test_half_of_the_batches_have_elevations_uniform_in_angle_and_half_on_the_sphere():
     """Fraction above 30 degrees in [-10, 90]: 60/100 uniform in angle, (1 - .5) / (1 + sin 10) on the sphere."""
     found = (drawn(4000)["elevation"] > radians(30)).float().view(4000, 16).mean(1)

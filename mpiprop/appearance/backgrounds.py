@@ -60,8 +60,32 @@ class NeuralEnvironment(nn.Module):
         """Colours [B, H, W, 3] seen along unit directions [B, H, W, 3]; rng None: evaluation."""
         if rng is None and self.eval_colour is not None:
             return directions.new_tensor(self.eval_colour).expand_as(directions)
-        colours = self.network(harmonics(directions.reshape(-1, 3))).T.reshape(directions.shape)
+        colours = self.network(self.code(directions.reshape(-1, 3))).T.reshape(directions.shape)
         return _replaced(self.activation(colours), self.random_prob, rng)
+
+    def code(self, directions: Tensor) -> Tensor:
+        """Returns what the network reads, [C, N], of unit directions [N, 3]."""
+        return harmonics(directions)
+
+
+class HashEnvironment(NeuralEnvironment):
+    """A colour per direction, from a hash grid around the unit sphere and a small network.
+
+    levels: grids in the pyramid, of 2 features each
+    log2_table: binary logarithm of the most entries a grid may have
+    base_resolution: cells a side of the coarsest grid
+    growth: resolution of a grid over that of the next coarser one
+    """
+
+    def __init__(self, rng: Streams, *, levels: int = 4, log2_table: int = 19, base_resolution: int = 4,
+                 growth: float = 4.0, hidden: int = 16, **keys: object) -> None:
+        super().__init__(rng, hidden=hidden, **keys)
+        self.encoding = HashEncoding(rng.of("background"), levels, log2_table, base_resolution, growth, "torch")
+        self.network = MLP(rng.of("background"), self.encoding.channels, hidden, hidden, 3)
+
+    def code(self, directions: Tensor) -> Tensor:
+        """Returns the features [C, N] of unit directions [N, 3]."""
+        return self.encoding((directions / 2 + 0.5).T.contiguous())
 
 
 class TextBackground(nn.Module):

@@ -36,7 +36,7 @@ OWN: dict[str, dict[str, str]] = {  # by the part of a stage that it can be: nam
     "material": {"Diffuse": "appearance.materials", "NoMaterial": "appearance.materials",
                  "Normals": "appearance.materials"},
     "background": {"Solid": "appearance.backgrounds", "NeuralEnvironment": "appearance.backgrounds",
-                   "HyperEnvironment": "appearance.backgrounds"},
+                   "HashEnvironment": "appearance.backgrounds", "HyperEnvironment": "appearance.backgrounds"},
     "render": {"Volume": "render.volume", "Mesh": "render.mesh", "Splat": "render.splat", "VolSDF": "render.volsdf"},
     "views": {"Random": "views.samplers", "Reference": "views.samplers"},
     "guidance": {"SDS": "guidance.sds", "SJC": "guidance.sjc", "VSD": "guidance.vsd", "CSD": "guidance.csd",

@@ -35,6 +35,8 @@ class Random:
     azimuth_deg: range of azimuths, 0 is the front (degrees)
     elevation_deg: range of elevations; half of the batches are uniform in angle, half uniform on the sphere (degrees)
     distance: range of distances from the origin (world units)
+    distance_by_fovy: distances are in units of 1 / tan(fovy / 2) instead, so that the object's size in the picture does not
+        depend on the field of view
     fovy_deg: range of vertical fields of view (degrees)
     batch_uniform_azimuth: one azimuth in each of G equal parts of the range (G = batch / group), not independent ones
     camera_perturb: half width of the uniform displacement of the camera (world units)
@@ -52,7 +54,8 @@ class Random:
     def __init__(self, *, batch: Schedule = 16, group: int = 1, size: Schedule = 64,
                  azimuth_deg: tuple[float, float] = (-180.0, 180.0),
                  elevation_deg: tuple[float, float] = (-10.0, 90.0), distance: tuple[float, float] = (1.5, 2.0),
-                 fovy_deg: tuple[float, float] = (40.0, 70.0), batch_uniform_azimuth: bool = True,
+                 distance_by_fovy: bool = False, fovy_deg: tuple[float, float] = (40.0, 70.0),
+                 batch_uniform_azimuth: bool = True,
                  camera_perturb: float = 0.1, center_perturb: float = 0.2, up_perturb: float = 0.02,
                  light: Literal["dreamfusion", "magic3d"] = "dreamfusion",
                  light_distance: tuple[float, float] = (0.8, 1.5), light_perturb: float = 1.0,
@@ -69,7 +72,8 @@ class Random:
             raise UserError(f"distance {list(distance)}, eval_distance {eval_distance:g}: need numbers above 0")
         self.batch, self.group, self.size = batch, group, size
         self.azimuth, self.elevation, self.fovy = map(_radians, (azimuth_deg, elevation_deg, fovy_deg))
-        self.distance, self.batch_uniform_azimuth = distance, batch_uniform_azimuth
+        self.distance, self.distance_by_fovy = distance, distance_by_fovy
+        self.batch_uniform_azimuth = batch_uniform_azimuth
         self.camera_perturb, self.center_perturb, self.up_perturb = camera_perturb, center_perturb, up_perturb
         self.light, self.light_distance, self.light_perturb = light, light_distance, light_perturb
         self.progressive_until = progressive_until
@@ -90,6 +94,8 @@ class Random:
         azimuth = (first[:, None] + torch.arange(each) * (2 * pi / each)).flatten()
         distance = _between(self.distance, G, rng("camera.distance")).repeat_interleave(each)
         fovy = _between(self.fovy, G, rng("camera.fovy")).repeat_interleave(each)
+        if self.distance_by_fovy:
+            distance = distance / (fovy / 2).tan()
 
         position = on_sphere(azimuth, elevation, distance)
         position = position + uniform(rng("camera.position"), B, 3, lo=-1.0) * self.camera_perturb
