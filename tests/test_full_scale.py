@@ -129,6 +129,11 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
                  f"{term}views.batch": 4 if kind == "mvdream" else 1, f"{term}views.size": 8}
         for part, use in (("shape", stage.shape.use), ("background", stage.background.use)):
             keys |= {f"stages.{i}.{part}.{key}": value for key, value in TINY.get(use, {}).items()}
+        variates = stage.terms[0].guidance.keys.get("variates")
+        for network, of_kind in (("estimator", "dpt"), ("decoder", "taesd")) if variates else ():
+            if not (folder := tmp_path / network).exists():
+                make(of_kind, folder)
+            keys[f"{term}guidance.variates.{network}.model"] = folder
         if stage.shape.keys.get("threshold") == 25.0:  # more than the first blob has, or two steps add
             keys[f"stages.{i}.shape.threshold"] = "auto"
         if stage.render.use == "Volume":

@@ -67,8 +67,10 @@ def test_every_full_scale_configuration_passes_its_check(name, cache, tmp_path, 
     run, models = loader.load(name), []
     words = [f"image={disc(tmp_path / 'disc.png')}"] if not run.reads_prompt else []
     for i, stage in enumerate(run.stages):
-        prior = stage.terms[0].guidance.part("prior")
-        models.append(f"{prior.use} {prior.keys['model']}")
+        guidance = stage.terms[0].guidance
+        prior, variates = guidance.part("prior"), guidance.keys.get("variates")
+        nodes = [prior, *(map(variates.part, ("estimator", "decoder")) if variates else ())]
+        models.append(", ".join(f"{node.use} {node.keys['model']}" for node in nodes))
         words += [f"stages.{i}.terms.0.views.batch={4 if prior.use == 'MVDream' else 1}",
                   f"stages.{i}.terms.0.guidance.prior.dtype=float16"]
     before = sorted(tmp_path.rglob("*"))
