@@ -1,11 +1,14 @@
 """Checkpoints: what is saved is what is loaded; damage is found; a write that fails leaves the file that was there."""
 
+import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,10 +16,12 @@ import yaml
 from mpiprop.run import checkpoint
 from mpiprop.run.checkpoint import Checkpoint
 from mpiprop.run.checkpoint_file import inspect
+from mpiprop.core import ancestry
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Layout, State, Theta
 from mpiprop.picard.window import Window
+from mpiprop.shapes.clouds.densify import MOVES, VIEWS
 
 LAYOUT = Layout.of([("w", (20, 40), "a"), ("b", (200,), "c")], [("rides", (7,))])
 
@@ -59,6 +64,35 @@ def test_schema(tmp_path):
         assert Layout.from_json(file["x/layout"][()].decode()) == LAYOUT
         vectors = [file["x/flat"], *file["x/slots"].values(), *file["guess"].values()]
         assert len(vectors) == 6 and all(vector.fletcher32 for vector in vectors)
+
+
+def test_a_cloud_saved_by_version_0_1_0_is_read(tmp_path):
+    """Then ids and statistics were among the slots, the two statistics one after the other, and layouts marked no points."""
+    def theta(N: int) -> Theta:
+        layout = Layout.of([("geometry.x", (N, 3), "x"), ("background.c", (2,), "c")], per_point={"geometry.x"})
+        return Theta(normal(Streams(0, N)("theta"), layout.L), layout, ancestry.roots(N))
+    first, grown = theta(4), theta(6)
+    x = State(7, first, {"m": torch.ones(14)}, {MOVES: torch.arange(4.0), VIEWS: torch.full((4,), 2.0)})
+    again = replace(first, flat=first.flat + 1)
+    checkpoint.save(tmp_path / "new.h5", Checkpoint(Window(x, (again, grown, grown), 0.5, 3), "splats", 0, "x: 1"))
+    with h5py.File(tmp_path / "new.h5") as new, h5py.File(tmp_path / "old.h5", "w") as old:
+        old.attrs.update(dict(new.attrs) | {"format": 1})
+        vectors = {name: new[name] for name in ("x/flat", "x/slots/m", "guess/000", "guess/001", "guess/002")}
+        vectors |= {"x/slots/seen": np.concatenate([new["x/statistics/moves"], new["x/statistics/views"]]),
+                    "x/slots/points": new["x/ancestry"], "points/001": new["ancestry/001"]}
+        assert set(new["ancestry"]) == {"001"}  # stored where the points change
+        for name, values in vectors.items():
+            old[name] = values[()] if isinstance(values, h5py.Dataset) else values
+        old.attrs["vectors"] = np.bytes_(" ".join(vectors).encode())
+        layout = json.loads(new["x/layout"][()])
+        del layout["per_point"]
+        old["x/layout"] = np.array(json.dumps(layout).encode())
+    one, two = (checkpoint.load(tmp_path / f"{name}.h5") for name in ("new", "old"))
+    assert same(one, two) and [len(theta.ancestry) for theta in two.window.guess] == [4, 6, 6]
+    for found in (one.window, two.window):
+        assert found.x.theta.layout == first.layout and found.guess[1].layout == grown.layout
+        assert all(torch.equal(found.x.statistics[name], x.statistics[name]) for name in (MOVES, VIEWS))
+        assert torch.equal(found.guess[2].flat, grown.flat) and torch.equal(found.guess[0].ancestry, first.ancestry)
 
 
 def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
@@ -116,6 +150,7 @@ sys.path.insert(0, sys.argv[2])
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from test_checkpoint import window
 from mpiprop.run import checkpoint
+from mpiprop.core import ancestry
 from mpiprop.core.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 try:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mpiprop.core.errors import Preempted
 from mpiprop.core.streams import Streams, normal
 from mpiprop.core.theta import Drift, Layout, State, Theta
 from mpiprop.picard import algorithm, pipelined, threshold
@@ -195,6 +196,29 @@ def test_a_window_that_is_saved_and_opened_anew_goes_on_with_the_same_bits(split
     rest = list(slides(optimiser, 7, rule, propel=propel, window=middle))
     assert torch.equal(rest[-1].x.theta.flat, whole[-1].x.theta.flat)
     assert [window.stride for window in rest] == [window.stride for window in whole[split:]]
+
+
+@pytest.mark.parametrize("name", ["paper", "reuse and prediction"])
+def test_a_run_interrupted_at_any_wait_goes_on_with_the_same_bits_from_the_window_it_has(name):
+    """Whoever keeps windows may drop the guesses of one when the drifts of the next iteration are gathered, not before."""
+    optimiser, propel = PLAIN, ITERATIONS[name][0]
+    whole = list(slides(optimiser, 5, threshold.fixed, 3e-3, propel=propel, unit=swinging))
+    for waits in range(40):
+        asked = iter([False] * waits + [True])
+        rollout = Rollout(optimiser, refresh)
+        held = [fit(Window(rollout.start(zero()), (), 3e-3), 5, T, PLAIN.predict if "prediction" in name else copies)]
+
+        def gathered():
+            held[0] = replace(held[0], guess=())
+        with pytest.raises(Preempted):
+            for held[0] in propel(held[0], Serial(swinging, lambda: next(asked)), rollout, p=5, T=T,
+                                  threshold=threshold.fixed, gathered=gathered):
+                pass
+        assert held[0].guess
+        rest = list(slides(optimiser, 5, threshold.fixed, window=held[0], propel=propel, unit=swinging))
+        assert [(window.x.tau, window.k, window.e) for window in rest] == [
+            (window.x.tau, window.k, window.e) for window in whole[-len(rest):]]
+        assert torch.equal(rest[-1].x.theta.flat, whole[-1].x.theta.flat)
 
 
 class Counted:

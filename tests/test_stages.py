@@ -128,7 +128,7 @@ def test_textmesh_has_the_published_dimension():
     assert stage.scene.layout.D == 12_201_041
     assert {name: span.stop - span.start for name, span in stage.scene.layout.groups.items()}["geometry.encoding"] == 12_196_240
     assert stage.scene.shape.sharpness().item() == pytest.approx(20.0855, rel=1e-4)
-    rates = dict(stage.rollout().optimiser._rates(0))
+    rates = dict(stage.rollout().optimiser.rates(0))
     assert rates == {"geometry.encoding": 0.01} | dict.fromkeys(
         ("geometry.sdf_network", "geometry.feature_network", "geometry.sharpness", "background.network"), 0.001)
 
@@ -141,7 +141,7 @@ def test_magic3d_refines_what_its_field_trained(name):
     V = len(refine.scene.shape.vertices)
     assert V == pytest.approx(277_410, rel=0.02) and groups["geometry.sdf"] == V and groups["geometry.deformation"] == 3 * V
     assert groups["geometry.encoding"] == 12_599_920
-    assert refine.rollout().optimiser._rates(0) == [(group, 0.01) for group in groups]
+    assert refine.rollout().optimiser.rates(0) == [(group, 0.01) for group in groups]
 
 
 def test_prolificdreamer_fixes_its_geometry_for_the_texture():

@@ -151,11 +151,16 @@ def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Theta:
-    """One point of parameter space. Its tensors are shared and never changed."""
+    """One point of parameter space. Its tensors are shared and never changed. Raises ValueError where they do not fit the
+    layout."""
 
     flat: Tensor  # [L] float32
     layout: Layout
     ancestry: Tensor | None = None  # [N, A] int64, on the CPU: the ids of each point and its ancestors (core.ancestry)
+
+    def __post_init__(self) -> None:
+        if self.flat.shape != (self.layout.L,) or self.ancestry is not None and len(self.ancestry) != self.layout.N:
+            raise ValueError(f"theta {tuple(self.flat.shape)}: its layout has L = {self.layout.L}, N = {self.layout.N}")
 
     @property
     def trained(self) -> Tensor:

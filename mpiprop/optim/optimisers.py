@@ -48,7 +48,7 @@ class Optimiser:
     def __call__(self, drift: Drift, x: State) -> State:
         """The next state, which takes over the slots of x: they are changed in place."""
         theta = replace(x.theta, flat=memory.copy(x.theta.flat))
-        for group, eta in self._rates(x.tau):
+        for group, eta in self.rates(x.tau):
             span, count = theta.layout.turns(group, x.tau)[0]
             self.step(theta.flat[span], drift.grad[span], [x.slots[name][span] for name in self.slots], count, eta)
         return replace(x, tau=x.tau + 1, theta=theta)
@@ -58,7 +58,7 @@ class Optimiser:
         if x.tau == 0 or not n:  # there are no averages yet
             yield from [x.theta] * n
             return
-        move, rates = memory.zeros(x.theta.layout.L, x.theta.flat.device), self._rates(x.tau)
+        move, rates = memory.zeros(x.theta.layout.L, x.theta.flat.device), self.rates(x.tau)
         for group, eta in rates:
             for span, count in x.theta.layout.turns(group, x.tau):
                 for block in blocks(span.start, span.stop, move.device) if count else ():
@@ -72,7 +72,8 @@ class Optimiser:
             guess = replace(guess, flat=flat)
             yield guess
 
-    def _rates(self, tau: int) -> list[tuple[str, float]]:
+    def rates(self, tau: int) -> list[tuple[str, float]]:
+        """The groups that step tau trains, each with its learning rate."""
         return [(group, eta) for group, schedule in self.lr.items() if (eta := self.value(schedule, tau)) != 0.0]
 
     def step(self, theta: Tensor, g: Tensor, slots: list[Tensor], count: int, eta: float) -> None:

@@ -144,8 +144,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         for name in (name for name in names if name.startswith("guess/")):
             ids = points.get(name.replace("guess", "ancestry"), ids)
             guess.append(Theta(_get(file[name], device), layout if ids is None else layout.of_points(len(ids)), ids))
-        if theta.flat.numel() != layout.L:
-            raise UserError(f"{path}: damaged: /x/flat holds {theta.flat.numel()} numbers, its layout {layout.L}")
         window = Window(State(int(attrs["tau"]), theta, slots, statistics, averages), tuple(guess), float(attrs["e"]),
                         int(attrs["k"]))
         return Checkpoint(window, attrs["stage"], int(attrs["seed"]), attrs["config"], bool(attrs["complete"]),

@@ -1,8 +1,8 @@
 """Keeps the newest window of a stage on disk: at intervals by a thread aside, while the workers go on, and at once at its end.
 
-Nothing is copied for the thread: the tensors of a window are never changed once it has been yielded (each iteration works on
-moments of its own, thetas are immutable, drifts are in no window). h5py serves one thread at a time; nobody else in the
-process uses it meanwhile.
+Nothing is copied for the thread: a window belongs to whoever holds it, and its tensors are never changed once it has been
+yielded (each iteration works on a copy of its moments, thetas are never changed, drifts are in no window). h5py serves one
+thread at a time; nobody else in the process uses it meanwhile.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
