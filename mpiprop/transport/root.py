@@ -157,8 +157,8 @@ class Root:
 
     def _wanted(self, request: Request | None) -> bool:
         """Whether the drift of an evaluated request is to be taken in now."""
-        taking = sum(worker.payload is not None for worker in self.workers)
-        return request not in self.expected[NEXT - 1:] or len(self.queue) > taking or self.closing
+        free = sum(worker.request is None or worker.payload is not None for worker in self.workers)
+        return request not in self.expected[NEXT - 1:] or len(self.queue) > free or self.closing
 
     def _assign(self, worker: Worker, request: Request) -> None:
         assert request.theta is not None
