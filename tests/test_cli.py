@@ -37,6 +37,8 @@ MISTAKES = [
     ([], ["export"], "the following arguments are required: RUN (see mpiprop export --help)"),
     ([], ["export", "nowhere"], "nowhere: not a run folder"),
     ([], ["evaluate", "nowhere"], "nowhere: not a run folder"),
+    ([], ["generate", "nowhere", "a chair"], "nowhere: not a run folder"),
+    ([], ["generate"], "the following arguments are required: RUN"),
     ([], ["report", "nowhere"], "nowhere: no such folder"),
     ([], ["run", "demo/zero123", "image=nowhere.png"], "image=nowhere.png: no such file"),
     ([], ["run", "demo", "from=nowhere"], "from=nowhere: no run folder"),

@@ -44,9 +44,11 @@ def beside(site: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]])}
 
 
-def colour(picture: Path, x: float, y: float) -> str:
+def colour(picture: Path, x: float, y: float, frame: int = 0) -> str:
     """The strongest channel at a place in a picture, as a share of its width and height."""
-    image = Image.open(picture).convert("RGB")
+    film = Image.open(picture)
+    film.seek(frame)
+    image = film.convert("RGB")
     pixel = image.getpixel((int(x * image.width), int(y * image.height)))
     assert max(pixel) > 1.5 * sorted(pixel)[1]
     return ("red", "green", "blue")[pixel.index(max(pixel))]
@@ -66,6 +68,10 @@ def test_the_package_of_the_documentation_gives_the_same_bits_on_ranks_killed_an
     else:  # a row for each prompt
         preview = sorted((tmp_path / "alone/previews").glob("*.png"))[-1]
         assert [colour(preview, 0.125, y) for y in (0.25, 0.75)] == ["red", "blue"]
+        made = mpirun(0, "generate", tmp_path / "alone", "red", "blue", "--interpolate", "--out", tmp_path / "made", env=env)
+        assert made.returncode == 0, made.stderr
+        assert [colour(tmp_path / f"made/{name}.views.png", 0.125, 0.5) for name in ("red", "blue")] == ["red", "blue"]
+        assert [colour(tmp_path / "made/red--blue.gif", 0.5, 0.5, frame) for frame in (0, 2)] == ["red", "blue"]
 
     killed = launch(3, "run", *words, "--out", tmp_path / "killed", env=env)
     while killed.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):

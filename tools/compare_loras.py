@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from mpiprop.config import loader  # noqa: E402
 from mpiprop.core.theta import Layout  # noqa: E402
+from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
 from mpiprop.run.stage import Stage  # noqa: E402
-from tools.contact_sheet import contact_sheet  # noqa: E402
 from tools.gallery import choose, judged, run, speed, views_of  # noqa: E402
 
 CONFIG = "demo/prolificdreamer"

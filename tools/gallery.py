@@ -29,11 +29,11 @@ sys.path.insert(0, str(ROOT))
 from mpiprop.config import loader  # noqa: E402  (from this checkout)
 from mpiprop.config.schema import Run  # noqa: E402
 from mpiprop.config.components import build  # noqa: E402
+from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
 from mpiprop.metrics.measures import Result, measure  # noqa: E402
 from mpiprop.metrics.pictures import pixels  # noqa: E402
 from mpiprop.metrics.prompts import builtin_prompts  # noqa: E402
-from tools.contact_sheet import contact_sheet  # noqa: E402
 from tools.corpus import photograph  # noqa: E402
 from tools.measure_novel import picture, psnr, true_views  # noqa: E402
 

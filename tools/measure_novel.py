@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mpiprop.config import loader
 from mpiprop.config.components import build
+from mpiprop.io.sheet import contact_sheet
 from mpiprop.metrics.pictures import read
 from mpiprop.views.samplers import Random
-from tools.contact_sheet import contact_sheet
 from tools.corpus import COLOURS, SHAPES, render, still
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpiprop.corpus.colours import COLOURS, MATERIALS, matrix
 from mpiprop.corpus.objects import NAMES, SCENES
-from tools.contact_sheet import contact_sheet
+from mpiprop.io.sheet import contact_sheet
 from tools.dataset import draw_inside, tracer_of
 from tools.tracer import Shots, still
 

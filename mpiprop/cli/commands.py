@@ -1,10 +1,11 @@
-"""The commands before and after a run: plan; export, evaluate, report, inspect. Each takes its parsed arguments, returns an
-exit code."""
+"""The commands before and after a run: plan; export, generate, evaluate, report, inspect. Each takes its parsed arguments,
+returns an exit code."""
 
 import os
 import shutil
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 
 from mpiprop.run import folders
 from mpiprop.core.errors import DONE, UserError
@@ -20,9 +21,12 @@ def plan(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """Write one file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), Gaussians (ply)."""
+    """Write one file of a run's newest state: a mesh (glb, obj, ply), a film of the turntable (gif, mp4), Gaussians
+    (ply); or the folder of its generator."""
     form = args.format or (args.out.suffix[1:].lower() if args.out else "glb")
     folders.configured(args.run)
+    if form == "generator":
+        return _export_generator(args)
     _can_export(args, form)
     size = {"turntable.size" if form in FILMS else "mesh.resolution": args.resolution} if args.resolution else {}
     from mpiprop.run import outputs
@@ -52,6 +56,17 @@ def export(args: Namespace) -> int:
     return DONE
 
 
+def _export_generator(args: Namespace) -> int:
+    from mpiprop.run.generator import Trained
+
+    if args.resolution:
+        raise UserError("--resolution: a generator has none; leave it out")
+    out = args.out or args.run / "generator"
+    Trained.read(args.run).write(out)
+    print(out)
+    return DONE
+
+
 def _can_export(args: Namespace, form: str) -> None:
     """Raises UserError for arguments that would otherwise fail only after the work is done."""
     if form not in (*MESHES, *FILMS) or args.out and args.out.suffix.lower() != f".{form}":
@@ -68,6 +83,16 @@ def _can_export(args: Namespace, form: str) -> None:
 def _bare(line: str) -> None:
     """Print the line about a mesh without the part about its texture, which a PLY file does not have."""
     print(line.partition(" with their own texture")[0])
+
+
+def generate(args: Namespace) -> int:
+    """Write meshes, turntables and a contact sheet of prompts, made by a trained generator."""
+    if args.generator != "builtin":
+        folders.configured(Path(args.generator))
+    from mpiprop.cli import generation
+
+    generation.generate(args)
+    return DONE
 
 
 def evaluate(args: Namespace) -> int:

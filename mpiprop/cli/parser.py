@@ -35,6 +35,14 @@ def path(word: str) -> Path:
     return Path(word)
 
 
+def formats(word: str) -> tuple[str, ...]:
+    """An argument type: formats of files, with commas between."""
+    found = tuple(dict.fromkeys(word.split(",")))
+    if unknown := set(found) - {*MESHES, *FILMS}:
+        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join((*MESHES, *FILMS))}")
+    return found
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of one command. A mistake raises UserError: one line with the nearest option."""
 
@@ -115,13 +123,34 @@ def parsers() -> dict[str, Parser]:
                      "mpiprop export runs/demo-a-green-mushroom-0 --out chair.obj          also chair.mtl and chair.png",
                      "mpiprop export runs/demo-a-green-mushroom-0 --format mp4 --resolution 512")
     export.add_argument("run", type=path, metavar="RUN", help="run folder")
-    export.add_argument("--format", choices=MESHES + FILMS, help="glb, obj: the mesh, with a texture if mesh.texture asks for "
-                        "one (obj: in a .png, by a .mtl beside it); ply: the mesh with colours at its vertices, or the "
-                        "Gaussians of a run that has them; gif, mp4 (needs ffmpeg): the turntable (default: as --out ends, "
-                        "else glb)")
-    export.add_argument("--out", type=path, metavar="FILE", help="default: mesh.FORMAT, cloud.ply or turntable.FORMAT in RUN")
+    export.add_argument("--format", choices=(*MESHES, *FILMS, "generator"), help="glb, obj: the mesh, with a texture if "
+                        "mesh.texture asks for one (obj: in a .png, by a .mtl beside it); ply: the mesh with colours at its "
+                        "vertices, or the Gaussians of a run that has them; gif, mp4 (needs ffmpeg): the turntable; "
+                        "generator: a folder for `generate`, a small part of a run whose shape is one (default: as --out "
+                        "ends, else glb)")
+    export.add_argument("--out", type=path, metavar="FILE", help="default: mesh.FORMAT, cloud.ply, turntable.FORMAT or "
+                        "generator in RUN")
     export.add_argument("--resolution", type=positive(int), metavar="R", help="cells a side of a mesh (default: the run's "
                         "mesh.resolution), or pixels a side of a film (default: its turntable.size)")
+
+    generate = command("generate", "Objects of many prompts in seconds each, by a trained generator.",
+                       'mpiprop generate builtin "a pink chair" "a blue car"           .glb and .gif of each in runs/generated',
+                       'mpiprop generate runs/many "a red mug" "a red car" --interpolate    also a film between them',
+                       "mpirun -n 8 python -m mpiprop generate runs/many --prompts prompts.txt --out objects")
+    generate.add_argument("generator", metavar="RUN", help="run folder whose shape is a generator, finished or not; a "
+                          "folder that `export --format generator` has written; or builtin")
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to make an object of")
+    generate.add_argument("--prompts", type=path, metavar="FILE", dest="listed", help="more prompts, one a line or JSON")
+    generate.add_argument("--format", type=formats, default=("glb", "gif"), metavar="FORMAT,...", help="files of each "
+                          "object: glb, obj, ply: the mesh; gif, mp4 (needs ffmpeg): its turntable (default: glb,gif)")
+    generate.add_argument("--interpolate", action="store_true", help="also a film from each prompt to the next, in the "
+                          "film formats of --format")
+    generate.add_argument("--resolution", type=positive(int), metavar="R", help="cells a side of a mesh (default: the "
+                          "run's mesh.resolution)")
+    generate.add_argument("--out", type=path, metavar="DIR", help="folder for the files; what is whole there already is "
+                          "kept (default: RUN/generated, or runs/generated for builtin)")
+    generate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: "
+                          "auto, a GPU if there is one)")
 
     evaluate = command("evaluate", "CLIP similarity, CLIP R-Precision and CLIP-FID of runs: of the pictures in views/, or as a "
                        "paper measures.",

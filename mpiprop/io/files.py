@@ -45,6 +45,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def made(folder: Path) -> None:
+    """Makes a folder and those above it, where they are missing. Raises UserError where it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+
+
 def sweep(folder: Path) -> None:
     """Removes what processes that were killed have left of files in `folder`."""
     for temporary in folder.rglob(".*.part*"):

@@ -35,6 +35,8 @@ from mpiprop.views.cameras import Views
 from mpiprop.views.reference import Reference
 from mpiprop.run.preflight import memory
 
+OTHERWISE = (". For anything else take a system with a real model, such as dreamfusion-sd with Stable Diffusion, or try it "
+             "all the same with unknown_words=warn")
 BACKENDS = {"nerfacc": "nerfacc", "gsplat": "gsplat", "nvdiffrast": "nvdiffrast", "tcnn": "tinycudann"}
 BUILDING = 3  # a stage may take this part of free memory while it is built: a run holds several vectors as long as theta
 # Bytes at the peak of an evaluation, measured on the demos: of a sample along a ray (and of each channel of its encoding),
@@ -109,7 +111,8 @@ def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
         (node,) = [term.guidance.part("lora").part("prior") for term in stage.config.terms if takes(term.guidance, "lora")]
         models.append(Model(node, stage.lora.prior, ()))
     models += [Model(node, network, ()) for term in stage.config.terms for node, network in stage.networks(term.guidance)]
-    notes = tuple(dict.fromkeys(note for model in models for note in _words(stage.run, model)))
+    notes = tuple(dict.fromkeys(note for model in models for note in unknown_words(
+        model, stage.run.prompts, stage.run.unknown_words == "warn", OTHERWISE)))
     return Survey(work, most, (), 0, evaluation, shape.handover_mesh["resolution"] if isinstance(shape, TexturedSurface) else 0,
                   isinstance(shape, (Field, Cloud)), isinstance(shape, Cloud), notes), models
 
@@ -193,19 +196,18 @@ def _images(term: TermConfig, built: Built, has: set[str], path: str) -> None:
         raise UserError(f"{term.guidance.path}.normal: the shape has no normals; set shape.normal, or the weight to 0")
 
 
-def _words(run: Run, model: Model) -> list[str]:
-    """A warning about words unknown to the model. Raises UserError for a prompt that names no shape known to it."""
+def unknown_words(model: Model, prompts: Sequence[str], warn: bool, otherwise: str = "") -> list[str]:
+    """A warning about words unknown to the model. Raises UserError, which ends with `otherwise`, for a prompt that names no
+    shape known to it, unless `warn`."""
     if (known := model.prior.vocabulary) is None or not model.strings:
         return []
     unknown = known.quoted(known.unknown(" ".join(model.strings)))
-    if nameless := [prompt for prompt in run.prompts if not known.names_a_shape(prompt)]:
+    if nameless := [prompt for prompt in prompts if not known.names_a_shape(prompt)]:
         what = f"prompt {nameless[0]!r}: names nothing that the {model.name} can make"
         what += f" (it does not know {unknown})" if unknown else ""
-        if run.unknown_words == "warn":
+        if warn:
             return [f"warning: {what}; expect a poor result"]
-        raise UserError(f"{what}; it makes {', '.join(known.shapes)}, in {', '.join(known.colours)}. For anything else take a "
-                        "system with a real model, such as dreamfusion-sd with Stable Diffusion, or try it all the same with "
-                        "unknown_words=warn")
+        raise UserError(f"{what}; it makes {', '.join(known.shapes)}, in {', '.join(known.colours)}{otherwise}")
     return [f"warning: the {model.name} does not know {unknown}; leave out what it does not know"] if unknown else []
 
 
