@@ -322,7 +322,7 @@ def test_a_run_is_immutable() -> None:
 
 
 def test_several_prompts_come_from_a_list_or_a_file(path: str, tmp_path: Path) -> None:
-    """They take the place of the file's prompt; what was read is in the run, which no longer needs the file."""
+    """They take the place of the configuration's prompt; a run that is read again has the same ones."""
     (tmp_path / "lines.txt").write_text("a red pear\n\na blue pear\n")
     (tmp_path / "parts.json").write_text('{"train": ["a red pear", "a blue pear"], "test": ["a pear"]}')
     for given in ("[a red pear, a blue pear]", tmp_path / "lines.txt", tmp_path / "parts.json"):

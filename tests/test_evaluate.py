@@ -24,7 +24,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.corpus.truth import truth as solid_of
 from mpiprop.io.mesh import extract
-from mpiprop.metrics import pictures, prompts, reference
+from mpiprop.metrics import pictures, reference
 from mpiprop.metrics.judge import CHUNK, Judge
 from mpiprop.metrics.measures import Moments, frechet, measure, r_precision
 from mpiprop.metrics.truth import likeness
@@ -176,11 +176,11 @@ def test_transparent_pictures_are_seen_on_white(tmp_path: Path) -> None:
 def test_prompts_are_read_from_lines_and_json(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red chair\n\n  a green car \n")
     (tmp_path / "a.json").write_text('{"train": ["a red chair"], "test": ["a green car"]}')
-    assert all(read_prompts(tmp_path / name) == ["a red chair", "a green car"] for name in ("a.txt", "a.json"))
+    assert all(read_prompts(str(tmp_path / name)) == ["a red chair", "a green car"] for name in ("a.txt", "a.json"))
     (tmp_path / "empty.txt").write_text("\n")
     for name in ("empty.txt", "missing.txt"):
         with pytest.raises(UserError, match=name):
-            read_prompts(tmp_path / name)
+            read_prompts(str(tmp_path / name))
 
 
 def test_no_judge_there_is_the_users_mistake(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_judge_of_pickled_weights_is_the_same(folder: Path, judge: Judge, tmp_
 
 
 def test_builtin_judge_knows_its_prompts() -> None:
-    known = prompts.builtin_prompts()
+    known = read_prompts("builtin")
     assert {"a green mushroom", "an orange chair"} <= set(known) and len(known) == len(set(known))
     texts = Judge().texts(known)
     assert (texts @ texts.T).fill_diagonal_(0).max() < 0.999  # all told apart
@@ -253,7 +253,7 @@ def test_a_protocol_end_to_end_equals_a_naive_reading_of_it(run: Path, album: Pa
         for x, y in corners.tolist():
             cuts.append(feature(image.crop((x, y, x + 300, y + 300)).resize((512, 512), Image.Resampling.BICUBIC)))
 
-    known = prompts.builtin_prompts()
+    known = read_prompts("builtin")
     tokens = CLIPTokenizer.from_pretrained(where)(known, padding="max_length", max_length=model.config.text_config
                                                   .max_position_embeddings, return_tensors="pt")
     with torch.no_grad():

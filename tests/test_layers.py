@@ -16,7 +16,7 @@ LAYERS = [("core",), ("config",), ("corpus", "geometry", "picard", "views"), ("o
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 DOORS = {
     "mpi4py": ("transport/",),
-    "h5py": ("run/checkpoint.py", "run/checkpoint_file.py"),
+    "h5py": ("conditioning/store.py", "run/checkpoint.py", "run/checkpoint_file.py"),
     "yaml": ("config/",),
     "jinja2": ("report/",),
     "diffusers": ("priors/", "estimators/"),

@@ -40,7 +40,7 @@ def test_runs_are_adjacent_views_of_one_prompt() -> None:
 
 def test_each_view_is_told_of_its_own_prompt() -> None:
     each = conditions()
-    batch = SeveralConditions(tuple(each))(views().under(ROWS))
+    batch = SeveralConditions(each.__getitem__)(views().under(ROWS))
     for row, prompt in enumerate(ROWS):
         alone = each[prompt](views()[row:row + 1])
         for ours, theirs in zip((batch.positive, batch.unconditional, *batch.negatives, *batch.texts.values()),

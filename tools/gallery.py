@@ -27,13 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mpiprop.config import loader  # noqa: E402  (from this checkout)
+from mpiprop.config.prompts import read_prompts  # noqa: E402
 from mpiprop.config.schema import Run  # noqa: E402
 from mpiprop.config.components import build  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
 from mpiprop.metrics.measures import Result, measure  # noqa: E402
 from mpiprop.metrics.pictures import pixels  # noqa: E402
-from mpiprop.metrics.prompts import builtin_prompts  # noqa: E402
 from tools.corpus import photograph  # noqa: E402
 from tools.measure_novel import picture, psnr, true_views  # noqa: E402
 
@@ -85,7 +85,7 @@ def views_of(folder: Path) -> Tensor:
 
 def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
     """The measures of objects, each a prompt and its views, among all prompts that the built-in judge knows."""
-    prompts = builtin_prompts()
+    prompts = read_prompts("builtin")
     return measure([(prompt, judge.features(pixels(views))) for prompt, views in objects], prompts, judge.texts(prompts))
 
 

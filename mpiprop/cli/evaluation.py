@@ -21,7 +21,6 @@ from mpiprop.io.mesh import extract
 from mpiprop.metrics.judge import Judge
 from mpiprop.metrics.measures import Moments, frechet, measure
 from mpiprop.metrics.pictures import pixels, read
-from mpiprop.metrics.prompts import builtin_prompts
 from mpiprop.metrics.protocols import BY_NAME, Protocol
 from mpiprop.metrics.reference import moments
 from mpiprop.metrics.summary import Subject, Summary
@@ -40,11 +39,11 @@ def evaluate(args: Namespace) -> Summary:
     protocol = _protocol(args)
     runs = [(folder, _prompted(folder, protocol)) for folder in args.runs]
     solids = [_true(folder, run) for folder, run in runs] if args.truth else []
-    prompts = read_prompts(args.prompts) if args.prompts else None
+    prompts = read_prompts(str(args.prompts)) if args.prompts else None
     device = World().device(args.device)
     judge = _judge(args.clip, protocol, device)
     if prompts is None:
-        prompts = builtin_prompts() if judge.builtin else []
+        prompts = read_prompts("builtin") if judge.builtin else []
     prompts = list(dict.fromkeys([*prompts, *(run.prompt for _, run in runs)]))
     reference = moments(args.reference, judge, _say) if args.reference else None
 

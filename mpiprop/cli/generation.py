@@ -80,7 +80,7 @@ def generate(args: Namespace) -> None:
 
 def _prompts(args: Namespace) -> list[str]:
     """The prompts that the arguments name, each once. Raises UserError for arguments that do not fit."""
-    prompts = [*filter(None, map(str.strip, args.prompts)), *(read_prompts(args.listed) if args.listed else ())]
+    prompts = [*filter(None, map(str.strip, args.prompts)), *(read_prompts(str(args.listed)) if args.listed else ())]
     if not prompts:
         raise UserError('nothing to generate: give prompts, "a pink chair", or --prompts FILE')
     prompts = list(dict.fromkeys(prompts))

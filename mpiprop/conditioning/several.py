@@ -1,7 +1,7 @@
 """Conditions of several prompts: each view is told of its own."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -9,20 +9,26 @@ from mpiprop.conditioning.base import Condition, Conditions
 from mpiprop.priors.base import Inputs
 from mpiprop.views.cameras import Views
 
+KEPT = 64  # conditions of the prompts asked for last
 
-@dataclass(frozen=True)
+
 class SeveralConditions:
-    """The conditions of each prompt of a run, in its order."""
+    """The conditions of each prompt of a run, by its place in the run's list. They are made when a view first needs them.
 
-    each: tuple[Conditions, ...]
+    told: returns the conditions of a prompt
+    """
+
+    def __init__(self, told: Callable[[int], Conditions], device: torch.device | str = "cpu") -> None:
+        self.told = told
+        self.of = lru_cache(KEPT)(lambda prompt: told(prompt).to(device))
 
     def to(self, device: torch.device | str) -> "SeveralConditions":
         """Returns the same on a device."""
-        return SeveralConditions(tuple(conditions.to(device) for conditions in self.each))
+        return SeveralConditions(self.told, device)
 
     def __call__(self, views: Views) -> Condition:
         """Returns the condition of views by their prompts."""
-        parts = [self.each[prompt](views[rows.start:rows.stop]) for prompt, rows in views.runs()]
+        parts = [self.of(prompt)(views[rows.start:rows.stop]) for prompt, rows in views.runs()]
         return Condition(_joined([part.positive for part in parts]), _joined([part.unconditional for part in parts]),
                          tuple(_joined(inputs) for inputs in zip(*(part.negatives for part in parts))),
                          torch.cat([part.weights for part in parts], 1), _named([part.texts for part in parts]))

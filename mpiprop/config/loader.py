@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from mpiprop.config.components import PACKAGE, placed
 from mpiprop.config.conversion import convert, plain, spelt
-from mpiprop.config.prompts import read_prompts
+from mpiprop.config.prompts import Corpus
 from mpiprop.config.schema import Published, Run
 from mpiprop.core.errors import UserError, suggestion
 
@@ -63,8 +63,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Run:
     shipped = name in names()
     where, tree = f"configs/{name}.yaml" if shipped else name, read(name, overrides)
     if isinstance(tree.get("prompts"), str):
-        with placed(f"{where}: prompts"):
-            tree["prompts"] = read_prompts(Path(tree["prompts"]), "train")
+        tree["prompts"] = {"file": tree["prompts"]}
     return parse({"name": name if shipped else Path(name).stem} | tree, where)
 
 
@@ -111,6 +110,9 @@ def parse(tree: Mapping[str, Any], where: str) -> Run:
         run = convert(Run, _inherit(tree), "")
         if run.prompts_ is not None and run.prompt:
             raise UserError("prompts: give prompt or prompts, not both")
+        if isinstance(run.prompts_, Corpus):
+            with placed("prompts"):
+                run = replace(run, prompts_=run.prompts_.read())
         lists = {"stages": run.stages} | {f"stages.{i}.terms": stage.terms for i, stage in enumerate(run.stages)}
         for path, parts in lists.items():
             if not parts or len({part.name for part in parts}) < len(parts):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mpiprop.config.components import Node, needs, takes
 from mpiprop.config.conversion import key
+from mpiprop.config.prompts import Corpus
 from mpiprop.core.schedules import Schedule
 
 
@@ -131,9 +132,9 @@ class Run:
 
     name: str = key("what the configuration is called (default: its file's name)", "")
     prompt: str = key("what to make", "")
-    prompts_: tuple[str, ...] | None = key(
-        "what to make, in place of prompt, where the shape is a generator: a list of texts, or the name of a file: .txt with "
-        "one a line, or .json with a list or an object whose key train is one", None)
+    prompts_: tuple[str, ...] | None | Corpus = key(
+        "what to make, in place of prompt, where the shape is a generator: a list of texts, or a file or a corpus by its name",
+        None)
     image: str | None = key("picture to start from (file)", None)
     from_: str | None = key("run folder with whose newest state the first stage begins", None)
     seed: int = key("same seed, same bits", 0, lo=0)
@@ -156,7 +157,7 @@ class Run:
     @property
     def prompts(self) -> tuple[str, ...]:
         """All prompts: those of `prompts`, or the only one."""
-        return self.prompts_ or (self.prompt,)
+        return self.prompts_.texts if isinstance(self.prompts_, Corpus) else self.prompts_ or (self.prompt,)
 
     @property
     def subject(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mpiprop.metrics.judge import Judge
 from mpiprop.metrics.measures import measure
 from mpiprop.metrics.pictures import read
-from mpiprop.metrics.prompts import builtin_prompts
+from mpiprop.config.prompts import read_prompts
 from mpiprop.priors.vocabulary import MINOR, Vocabulary, words
 
 
@@ -45,7 +45,7 @@ def _candidates(prompt: str) -> list[str]:
     prompt of another kind."""
     vocabulary = Vocabulary.builtin()
     asked = set(words(prompt)) - vocabulary.others - MINOR
-    for kind in (builtin_prompts(), [f"a {shape}" for shape in vocabulary.shapes]):
+    for kind in (read_prompts("builtin"), [f"a {shape}" for shape in vocabulary.shapes]):
         others = [candidate for candidate in kind if set(words(candidate)) - MINOR != asked]
         if len(others) < len(kind):
             return [prompt, *others]

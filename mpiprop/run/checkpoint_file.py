@@ -34,7 +34,7 @@ def inspect(path: Path) -> str:
                   "is not above it; 0: exact"),
             ("window", f"{guesses} guesses of the steps to come" if guesses else "no guesses of the steps to come"),
             ("seed", f"{attrs['seed']}"),
-            ("prompt", loader.flow(run.get("prompt", ""))),
+            ("prompt", loader.flow(run.get("prompts") or run.get("prompt", ""))),
             ("complete", "yes, the run has taken its last step" if attrs["complete"] else "no: continue with --resume"),
             ("numbers", f"{D:,} trained" + (f", plus {L - D:,} stored but not trained" if L > D else "")
              + (f", of {layout['N']:,} Gaussians" if layout.get("N") else "")),

@@ -8,6 +8,7 @@ from time import monotonic, sleep
 from typing import IO
 
 from mpiprop.config import loader
+from mpiprop.config.conversion import plain
 from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
 
@@ -59,7 +60,7 @@ def _is_of(folder: Path, run: Run) -> bool:
     """Whether the run in `folder` has the prompts, the picture and the seed of `run`."""
     try:
         made = loader.loads((folder / "config.yaml").read_text(), str(folder))
-        then = (made["seed"], made["prompt"], tuple(made.get("prompts") or ()), made["reference"]["sha256"])
-        return then == (run.seed, run.prompt, run.prompts_ or (), run.reference.sha256)
+        then = (made["seed"], made["prompt"], made.get("prompts"), made["reference"]["sha256"])
+        return then == (run.seed, run.prompt, plain(run.prompts_), run.reference.sha256)
     except (OSError, UserError, KeyError, TypeError):
         return False

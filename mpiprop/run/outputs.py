@@ -39,7 +39,7 @@ def newest(folder: Path, device: torch.device | str = "cpu", overrides: Sequence
     found = checkpoint.load(folder / "window.h5", device)
     stage = Stage(run, run.index(found.stage), torch.device(device))
     if isinstance(stage.scene.shape, Generator):
-        stage.read(stage.embeddings())
+        stage.read(stage.embeddings({term: store for term, store in stage.stores(folder).items() if not store.missing}))
     return stage, found
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mpiprop import transport
 from mpiprop.run import checkpoint, folders, inputs, preemption
+from mpiprop.conditioning.base import Conditions
 from mpiprop.config import loader
 from mpiprop.config.schema import Run
 from mpiprop.core.errors import DONE, FAILED, PREEMPTED, Preempted, RunError, UserError, exit_code
@@ -25,7 +26,7 @@ from mpiprop.transport.world import World
 from mpiprop.views.reference import Reference
 
 FREE_TO_CHANGE = ("name", "device", "threads", "faults", "patience_s", "window", "checkpoint", "preview", "turntable",
-                  "mesh", "image", "unknown_words")  # on --resume; a picture counts by its content
+                  "mesh", "image", "file", "unknown_words")  # on --resume; pictures and prompts count by their content
 
 
 def main(name: str, overrides: list[str], out: Path | None, resume: bool, check: bool = False) -> int:
@@ -135,7 +136,7 @@ class Program:
         stage = world.together(lambda: Stage(run, index, self.device, self.reference))
         drive = Drive(run, text, stage, folder, self.log, index + 1 == len(run.stages)) if world.root else None
         layout = world.together(lambda: drive.begin(), by=0)
-        embeddings = world.together(stage.embeddings, by=1)
+        embeddings = self._told(stage, folder)
         stage.read(embeddings)
         evaluates = world.size == 1 or not world.root
         unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
@@ -160,6 +161,20 @@ class Program:
         finally:
             shrink = service.close(code)
         return self._after(code, shrink)
+
+    def _told(self, stage: Stage, folder: Path) -> list[Conditions | None]:
+        """What the guidances are told: of one prompt encoded by one rank, of several read from what all ranks write."""
+        world = self.world
+        stores = world.together(lambda: stage.stores(folder))
+        if not stores:
+            return world.together(stage.embeddings, by=1)
+        if world.root and (missing := sum(store.missing for store in stores.values())):
+            self.log.say(f"encoding {missing} texts of {len(stage.run.prompts)} prompts")
+        part, parts = (world.rank - 1, world.size - 1) if world.size > 1 else (0, 1)  # root loads no prior
+        for term, store in stores.items():
+            world.together(lambda: None if part < 0 else stage.write(store, term, part, parts))
+            world.together(store.verify)
+        return world.together(lambda: stage.embeddings(stores))
 
     def _after(self, code: int | None, shrink: bool) -> int | None:
         """The end of a stage on this rank, without those that died in it if `shrink`."""

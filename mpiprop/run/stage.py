@@ -1,8 +1,9 @@
 """One stage of a run, from its configuration: the scene on every rank, the unit where it evaluates, the rollout on root."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -22,8 +23,9 @@ from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Threshold, Window, copies, distance
 from mpiprop.priors.base import Prior
 from mpiprop.priors.lora import Lora
-from mpiprop.conditioning.base import Conditioner, Conditions
+from mpiprop.conditioning.base import Conditioner, Conditions, texts_for
 from mpiprop.conditioning.several import SeveralConditions
+from mpiprop.conditioning.store import Store, Stored
 from mpiprop.objective.scene import Scene
 from mpiprop.objective.gradient import ComputationUnit, Term
 from mpiprop.shapes.clouds.base import Cloud
@@ -54,9 +56,27 @@ class Stage:
             for unknown in set(term.penalties) - set(PENALTIES):
                 raise UserError(f"stages.{index}.terms.{i}.penalties.{unknown}: unknown key{suggestion(unknown, PENALTIES)}")
 
-    def embeddings(self) -> list[Conditions | None]:
-        """Encodes each term's prompt. Runs on one rank, then frees the encoder."""
-        return [self._encoded(term.guidance) if takes(term.guidance, "prompts") else None for term in self.config.terms]
+    def stores(self, folder: Path) -> dict[str, Store]:
+        """The stores of the texts of several prompts, by term; none for one prompt."""
+        if len(self.run.prompts) == 1:
+            return {}
+
+        def store(guidance: Node) -> Store:
+            prompts, own = self.prompts(guidance), texts(guidance)
+            return Store(folder / "embeddings", lambda: (text for prompt in self.run.prompts for text in (
+                *prompts.strings(prompt), *texts_for(prompt, own))), repr(plain(guidance.part("prior"))))
+        return {term.name: store(term.guidance) for term in self.config.terms if takes(term.guidance, "prompts")}
+
+    def write(self, store: Store, term: str, part: int, parts: int) -> None:
+        """Writes a part of the store of a term."""
+        (guidance,) = [each.guidance for each in self.config.terms if each.name == term]
+        store.write(self.prior(guidance), part, parts)
+
+    def embeddings(self, stores: Mapping[str, Store] = {}) -> list[Conditions | None]:
+        """Encodes each term's prompt, then frees the encoder: runs on one rank. Of several prompts each is read from the store
+        of the term when it is needed; where there is none, it is encoded then."""
+        return [self._encoded(term.guidance, stores.get(term.name)) if takes(term.guidance, "prompts") else None
+                for term in self.config.terms]
 
     def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
         """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
@@ -78,9 +98,9 @@ class Stage:
         """Gives a generator the prompts that it makes objects of, as `embeddings` returned them on some rank."""
         if isinstance(self.scene.shape, Generator):
             told = next(each for each in embeddings if each is not None)
-            each = told.each if isinstance(told, SeveralConditions) else (told,)
-            self.scene.texts = lambda prompt: each[prompt].to(self.device).text
-            width = each[0].text.tokens.shape[-1]
+            told = told.to(self.device)
+            self.scene.texts = lambda prompt: (told.of(prompt) if isinstance(told, SeveralConditions) else told).text
+            width = self.scene.texts(0).tokens.shape[-1]
             for name, part in (("shape", self.scene.shape), ("background", self.scene.background)):
                 if getattr(part, "text_width", None) not in (None, width):
                     raise UserError(f"stages.{self.run.index(self.name)}.{name}.text_width: got {part.text_width}, and the "
@@ -181,12 +201,14 @@ class Stage:
         names = [name for name in ("estimator", "decoder") if name in node.keys or name == "estimator" and takes(node, name)]
         return [(node.part(name), build(node.part(name), self.device)) for name in names]
 
-    def _encoded(self, guidance: Node) -> Conditions:
+    def _encoded(self, guidance: Node, store: Store | None) -> Conditions:
         """Encodes what a guidance's prior is told of the prompt or the picture, and the guidance's own texts."""
         prior, prompts = self.prior(guidance), self.prompts(guidance)
-        with placed(guidance.part("prompts").path):
-            each = tuple(prompts.encode(prior, prompt, texts(guidance)) for prompt in self.run.prompts)
-        return each[0] if len(each) == 1 else SeveralConditions(each)
+
+        def told(prompt: int) -> Conditions:
+            with placed(guidance.part("prompts").path):
+                return prompts.encode(Stored(prior, store) if store else prior, self.run.prompts[prompt], texts(guidance))
+        return told(0) if len(self.run.prompts) == 1 else SeveralConditions(told)
 
     def prompts(self, guidance: Node) -> Conditioner:
         """What encodes the prompt or the picture for a guidance's prior."""
