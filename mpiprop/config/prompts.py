@@ -40,7 +40,7 @@ class Corpus:
         """Returns the same with `sha256`. Raises UserError where the prompts cannot be read, or have changed."""
         found = hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
         if self.sha256 not in (None, found):
-            raise UserError(f"{self.file}: its prompts have changed: there are {len(self.texts)}, with SHA-256 {found[:16]}..., "
+            raise UserError(f"{self.file}: its prompts have changed: now {len(self.texts)} with SHA-256 {found[:16]}..., "
                             f"and {self.sha256[:16]}... is wanted; put the former file back, or begin a new run")
         read = replace(self, sha256=found)
         read.__dict__["texts"] = self.texts
