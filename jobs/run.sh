@@ -117,7 +117,7 @@ listed() {
         import sys; from pathlib import Path
         from mpiprop.config.prompts import read_prompts; from mpiprop.core.errors import UserError
         try:
-            print(*read_prompts(Path(sys.argv[1])), sep="\0", end="\0")
+            print(*read_prompts(sys.argv[1]), sep="\0", end="\0")
         except UserError as error:
             sys.exit(f"{error}")' "$1"
 }

@@ -110,7 +110,10 @@ def test_stages_have_the_published_numbers(name, index):
 
 TINY = {"HashGrid": {"log2_table": 10}, "SDF": {"log2_table": 10}, "DMTet": {"log2_table": 10, "resolution": 12},
         "Gaussians": {"number": 100, "opacity": 0.9, "densify_from": 0, "densify_every": 1, "densify_gradient": 0.001},
-        "TexturedMesh": {"resolution": 12, "texture": 32, "threshold": 0.5}, "HashEnvironment": {"log2_table": 6}}
+        "TexturedMesh": {"resolution": 12, "texture": 32, "threshold": 0.5}, "HashEnvironment": {"log2_table": 6},
+        "HyperINGP": {"log2_table": 10, "text_width": 16}, "HyperEnvironment": {"text_width": 16},
+        "Conv3D": {"channels": 8, "resolution": 8, "text_width": 16},
+        "Triplane": {"layers": 1, "width": 16, "heads": 2, "side": 4, "text_width": 16}}
 
 
 @pytest.mark.parametrize("name", sorted({*FULL_SCALE} - {"dreamfusion", "dreamfusion-sd"}))  # which are above
@@ -118,6 +121,8 @@ def test_systems_run_through_all_stages_on_tiny_models_of_the_same_classes(tmp_p
     """Two steps of each stage, hand-over included, with small grids, lattices and pictures: all else is the papers'."""
     keys = {"window.size": 2, "preview.every_s": 0, "turntable": "{frames: 1, size: 8}", "mesh": "{resolution: 8, texture: 16}"}
     run = loader.load(name)
+    if run.prompts_ is not None:
+        keys["prompts"] = "[a red chair, a blue car]"
     if not run.reads_prompt:
         keys["image"] = disc(tmp_path / "disc.png")
     for i, stage in enumerate(run.stages):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mpiprop.appearance.backgrounds import HyperEnvironment
 from mpiprop.appearance.materials import NoMaterial
+from mpiprop.config import loader
+from mpiprop.core.schedules import at
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.geometry.sampling import doubled, sample
 from mpiprop.objective.scene import Scene
@@ -62,6 +64,47 @@ def test_sizes_are_the_published_ones() -> None:
         del conv
     assert count(Triplane(RNG)) / 1e6 == pytest.approx(120.54, abs=0.005)
     assert count(Triplane(RNG, reads="pooled")) / 1e6 == pytest.approx(88.27, abs=0.005)
+
+
+RADIUS = {"hyper-ingp": 0.5, "att3d": 0.5, "conv3d": 0.8, "triplane": 0.8}  # of the sphere that every object begins as
+SD = {"distance": (1.0, 1.5), "fovy_deg": (40, 70), "elevation_deg": (-10, 45), "distance_by_fovy": False,
+      "eval_distance": 1.5, "eval_fovy_deg": 70, "batch": 1, "group": 1}
+MV = {"distance": (0.8, 1.0), "fovy_deg": (15, 60), "elevation_deg": (0, 30), "distance_by_fovy": True,
+      "eval_distance": 3.0, "eval_fovy_deg": 40, "batch": 64, "group": 4}
+
+
+@pytest.mark.parametrize("name", RADIUS)
+def test_configurations_have_the_authors_numbers(name: str) -> None:
+    """ScaleDreamer's configurations (theEricMa/ScaleDreamer 23f433f9): Hyper-iNGP on MG15, 3DConv on AT2520, both for 50,000
+    steps, and Triplane on DL17k with 8 GPUs. Its files say of ATT3D only that layers have spectral norms."""
+    run = loader.load(name)
+    (stage,), triplane, N = run.stages, name == "triplane", 100_000 if name == "triplane" else 50_000
+    (term,) = stage.terms
+    shape, render, guidance, prompts = stage.shape.keys, stage.render.keys, term.guidance.keys, term.guidance.part("prompts")
+    assert len(run.prompts) == (15 if name in ("hyper-ingp", "att3d") else 2520) and (stage.steps, run.seed) == (N, 0)
+    assert (shape["radius"], shape["sphere"], shape["text_width"]) == (2.0, RADIUS[name], 1024)
+    assert (render["near"], render["proposal"], render["importance"]) == (0.1, 128, 64)
+    wanted = {"size": 64, "camera_perturb": 0.0, "center_perturb": 0.0, "up_perturb": 0.0, "eval_elevation_deg": 15.0}
+    wanted |= MV if triplane else SD
+    assert {key: term.views.keys[key] for key in wanted} == wanted
+    if name == "att3d":
+        assert (term.guidance.use, at(guidance["scale"], 0), guidance["cfg"]) == ("SDS", 100, "A")
+        assert shape["spectral_norm"] and stage.background.keys["spectral_norm"]
+    else:
+        assert (term.guidance.use, guidance["scale"], guidance["eta"], guidance["random"]) == ("ASD", 7.5, 0.1, True)
+        bounds = [(at(guidance["t_min"], tau), at(guidance["t_max"], tau)) for tau in (0, N // 2, N)]
+        assert bounds == [pytest.approx(pair) for pair in ((0.5, 0.98), (0.26, 0.74), (0.02, 0.5))]
+        assert triplane or (prompts.keys["perp_neg"], prompts.keys["front_deg"], prompts.keys["back_deg"]) == (0.5, 30, 30)
+    most = {"sparsity": (20, 20, 20, 20), "opaque": (0, 0, 0.5 if triplane else 5, 1 if triplane else 10),
+            "eikonal": (0.01,) * 4 if triplane else (100, 1, 1, 1)}
+    assert {penalty: tuple(at(weight, tau) for tau in (1, 5000, N * 9 // 10, N)) for penalty, weight in term.penalties.items()
+            } == most
+    rates, betas, eps = ((2e-4, (0.98, 0.92, 0.99), 1e-15) if triplane else
+                         ({"geometry": 0.004, "background": 0.001}, (0.0, 0.99), 1e-8))
+    assert [stage.optimiser.keys[key] for key in ("lr", "betas", "eps", "weight_decay")] == [rates, betas, eps, 0.0]
+    assert stage.optimiser.use == ("Adan" if triplane else "Adam")
+    assert stage.background.keys["random_prob"] == {"conv3d": 0.5, "triplane": 0.0}.get(name, 0.2)
+    assert stage.material.keys["activation"] == ("padded_sigmoid" if triplane else "sigmoid")
 
 
 @pytest.mark.parametrize("sizes", [(5, 4), (3, 4, 5)])
