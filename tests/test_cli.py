@@ -1,7 +1,6 @@
 """The command line: help that helps, mistakes that are one line and quick, and nothing heavy loaded for either."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -197,12 +196,6 @@ def test_export_goes_by_the_ending_of_out_and_tells_what_is_in_the_file(finished
     assert dispatch(["export", str(finished), "--format", "gif", "--resolution", "17"]) == 0
     from PIL import Image
     assert Image.open(finished / "turntable.gif").size == (17, 17)
-
-
-def test_the_job_without_a_configuration_says_so(tmp_path: Path) -> None:
-    done = subprocess.run(["bash", ROOT / "jobs/amortized.slurm"], capture_output=True, text=True, cwd=tmp_path,
-                          env=os.environ | {"SLURM_SUBMIT_DIR": str(ROOT)}, timeout=60)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no configuration" in done.stderr
 
 
 def test_pictures_of_the_corpus_say_where_they_are(tmp_path: Path) -> None:

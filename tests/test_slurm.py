@@ -131,6 +131,21 @@ def test_interrupted_in_every_way_the_bits_are_the_same(cluster, launcher):
     assert flat(run) == flat(cluster.folder / "alone")
 
 
+def test_a_generator_of_many_prompts_is_trained_on_two_nodes_and_goes_on_after_a_requeue(cluster):
+    (cluster.folder / "prompts.txt").write_text("a red ball\na blue ball\na green ball\n")
+    words = ["prompts=prompts.txt", "stages.0.shape={use: HyperINGP, text_width: 3, levels: 2, log2_table: 8}",
+    words = ["prompts=prompts.txt", "stages.0.shape={use: HyperINGP, text_width: 3, levels: 2, log2_table: 8}", *SMALL,
+             "stages.0.render={use: VolSDF, proposal: 8, importance: 4}", "stages.0.steps=600", "checkpoint.every_s=0.5"]
+    cluster.reaches(lambda: any(cluster.folder.glob("runs/*/window.h5")), number)
+    requeue(cluster, number)
+    cluster.ends(number)
+    assert "attempt 2" in cluster.said(number)
+    (run,) = cluster.folder.glob("runs/*")
+    subprocess.run([sys.executable, "-m", "mpiprop", "run", "toy", *words, "--out", "alone"], check=True, timeout=300,
+                   cwd=cluster.folder)
+    assert flat(run) == flat(cluster.folder / "alone") and (run / "embeddings").is_dir()
+
+
 def test_an_array_makes_each_prompt_of_a_file_once(cluster):
     prompts = cluster.folder / "prompts.json"
     prompts.write_text(json.dumps([NASTY, "a blue ball"]))
