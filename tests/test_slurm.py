@@ -133,9 +133,9 @@ def test_interrupted_in_every_way_the_bits_are_the_same(cluster, launcher):
 
 def test_a_generator_of_many_prompts_is_trained_on_two_nodes_and_goes_on_after_a_requeue(cluster):
     (cluster.folder / "prompts.txt").write_text("a red ball\na blue ball\na green ball\n")
-    words = ["prompts=prompts.txt", "stages.0.shape={use: HyperINGP, text_width: 3, levels: 2, log2_table: 8}",
     words = ["prompts=prompts.txt", "stages.0.shape={use: HyperINGP, text_width: 3, levels: 2, log2_table: 8}", *SMALL,
              "stages.0.render={use: VolSDF, proposal: 8, importance: 4}", "stages.0.steps=600", "checkpoint.every_s=0.5"]
+    number = cluster.submit("--ntasks=3", "--nodes=2", ROOT / "jobs/amortized.slurm", "toy", *words)
     cluster.reaches(lambda: any(cluster.folder.glob("runs/*/window.h5")), number)
     requeue(cluster, number)
     cluster.ends(number)
