@@ -82,9 +82,10 @@ class ComputationUnit:
                     sums[f"guidance.{term.name}.{name}"] = value.cpu()
                 else:
                     scalars[name] = share * value
-        self._refuse_non_finite(tau, scalars)
         name, K = SKETCH
         sums[name] = sketch(self.scene.grad[None], K).cpu()
+        if not sums[name].isfinite().all():  # as it is wherever an entry is not finite: no pass of its own over the gradient
+            self._refuse_non_finite(tau, scalars)
         return Drift(self.scene.grad, scalars, perf_counter() - start, self.scene.statistics, sums)
 
     def _refuse_non_finite(self, tau: int, scalars: Mapping[str, float]) -> None:
