@@ -28,6 +28,8 @@ from mpiprop.run.stage import Stage  # noqa: E402
 from tools.gallery import choose, judged, run, speed, views_of  # noqa: E402
 
 CONFIG = "demo/prolificdreamer"
+STEPS = ("steps", "start_step", "update_steps", "ambient_only_steps", "anneal", "densify_every", "densify_from",
+         "densify_until", "reset_every")  # keys that count steps
 
 
 def policies(window: int) -> dict[str, list[str]]:
@@ -39,10 +41,10 @@ def policies(window: int) -> dict[str, list[str]]:
 
 
 def scaled(tree: Any, factor: float) -> Any:
-    """`tree` with the steps of all schedules and of the coming into use of grids times `factor`."""
+    """`tree` with the steps of all schedules, and those at which a shape changes, times `factor`."""
     if isinstance(tree, dict):
-        return {name: round(value * factor) if name in ("steps", "start_step", "update_steps", "ambient_only_steps")
-                else scaled(value, factor) for name, value in tree.items()}
+        return {name: round(value * factor) if name in STEPS and value is not None else scaled(value, factor)
+                for name, value in tree.items()}
     if isinstance(tree, list) and tree and all(isinstance(knot, list) and len(knot) == 2 for knot in tree):
         return [[round(step * factor), value] for step, value in tree]
     return [scaled(item, factor) for item in tree] if isinstance(tree, list) else tree

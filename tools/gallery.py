@@ -26,14 +26,21 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpiprop.config import loader  # noqa: E402  (from this checkout)
+from mpiprop.cli import evaluation  # noqa: E402  (from this checkout)
+from mpiprop.cli.parser import parsers  # noqa: E402
+from mpiprop.config import loader  # noqa: E402
 from mpiprop.config.prompts import read_prompts  # noqa: E402
 from mpiprop.config.schema import Run  # noqa: E402
 from mpiprop.config.components import build  # noqa: E402
+from mpiprop.corpus.truth import truth  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
-from mpiprop.metrics.measures import Result, measure  # noqa: E402
+from mpiprop.metrics.measures import Result, Score, measure  # noqa: E402
 from mpiprop.metrics.pictures import pixels  # noqa: E402
+from mpiprop.metrics.summary import TRUE_COLUMNS, true_cells  # noqa: E402
+from mpiprop.metrics.truth import Likeness  # noqa: E402
+from mpiprop.priors import vocabulary  # noqa: E402
+from mpiprop.run import folders  # noqa: E402
 from tools.corpus import photograph  # noqa: E402
 from tools.measure_novel import picture, psnr, true_views  # noqa: E402
 
@@ -45,7 +52,7 @@ LEAN = [f"preview={{every_s: 1.0e9, size: {PREVIEW}}}",  # at stages' ends alone
 
 def choose(n: int) -> list[tuple[str, bool]]:
     """n prompts and whether each is held out: shapes in turn, colours in turn, every third one held out."""
-    words = json.loads((ROOT / "mpiprop" / "weights" / "vocabulary.json").read_text())
+    words = json.loads(vocabulary.FILE.read_text())
     shapes, colours, held_out = words["shapes"], words["colours"], words["held_out"]
     chosen = []
     for i in range(n):
@@ -65,7 +72,7 @@ def pictured(run: Run, prompt: str, azimuth: float, out: Path) -> list[str]:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         photograph(shape, colour, path, azimuth, told.elevation_deg, told.distance, told.fovy_deg)
-    return [f"image={path}", "reference.fill=0"]
+    return [f"image={path}", f"prompt={prompt}", "reference.fill=0"]
 
 
 def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) -> Path:
@@ -87,6 +94,13 @@ def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
     """The measures of objects, each a prompt and its views, among all prompts that the built-in judge knows."""
     prompts = read_prompts("builtin")
     return measure([(prompt, judge.features(pixels(views))) for prompt, views in objects], prompts, judge.texts(prompts))
+
+
+def evaluated(folder: Path) -> tuple[Score, Likeness | None]:
+    """What `mpiprop evaluate --truth` finds of a run; no likeness where the corpus does not have the prompt's object."""
+    true = ["--truth"] if truth(folders.configured(folder).prompt) else []
+    found = evaluation.evaluate(parsers()["evaluate"].read([str(folder), *true]))
+    return found.result.objects[0], found.truths[0] if found.truths else None
 
 
 def speed(folder: Path) -> tuple[float, float]:
@@ -119,17 +133,21 @@ def main() -> None:
     scores = {method: judged([(prompt, views[prompt, method]) for prompt, _ in prompts], judge) for method in METHODS}
     speeds = [speed(folders[prompt, "window 7"]) for prompt, _ in prompts]
 
-    print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | T/K | evaluations "
-          "a step |\n|---|---|---|---|---|---|---|---|")
+    likes = {key: evaluated(folder)[1] for key, folder in folders.items()}
+    print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | "
+          + " | ".join(f"{name}, sequential / window 7" for name in TRUE_COLUMNS) + " | T/K | evaluations a step |")
+    print("|---" * (8 + len(TRUE_COLUMNS)) + "|")
     one, seven = (scores[method].objects for method in METHODS)
     for (prompt, new), a, b, (ratio, cost) in zip(prompts, one, seven, speeds):
+        found = against([[likes[prompt, method]] for method in METHODS])
         print(f"| {prompt} | {'yes' if new else ''} | {a.r_precision:.2f} | {b.r_precision:.2f} | {a.similarity:.3f} | "
-              f"{b.similarity:.3f} | {ratio:.2f} | {cost:.2f} |")
+              f"{b.similarity:.3f} | {found} | {ratio:.2f} | {cost:.2f} |")
     ratio, cost = map(fmean, zip(*speeds))
     a, b = (scores[method] for method in METHODS)
+    found = against([[likes[prompt, method] for prompt, _ in prompts] for method in METHODS])
     print(f"| **all {len(prompts)}** | {sum(new for _, new in prompts)} | **{a.r_precision:.3f}** | **{b.r_precision:.3f}** | "
-          f"{a.similarity:.3f} | {b.similarity:.3f} | **{ratio:.2f}** | {cost:.2f} |")
-    for held in (False, True):
+          f"{a.similarity:.3f} | {b.similarity:.3f} | {found} | **{ratio:.2f}** | {cost:.2f} |")
+    for held in sorted({new for _, new in prompts}):
         subset = [[s.r_precision for (_, new), s in zip(prompts, scores[method].objects) if new is held] for method in METHODS]
         print(f"{'held-out' if held else 'trained'} pairs: sequential {fmean(subset[0]):.3f}, window 7 {fmean(subset[1]):.3f}")
     contact_sheet([(f"{prompt}{' (held out)' if new else ''}: sequential, then window 7",
@@ -143,6 +161,12 @@ def main() -> None:
                  [view for stage in stages for view in _end(folders[prompt, "window 7"], stage)]) for prompt, _ in prompts]
         contact_sheet(rows, args.out / "stages.png")
         print(args.out / "stages.png")
+
+
+def against(likes: Sequence[Sequence[Likeness | None]]) -> str:
+    """Cells of the means of each method's objects against the true solids, a dash where there are none."""
+    cells = zip(*(true_cells([like for like in some if like is not None]) for some in likes))
+    return " | ".join(" / ".join(pair) for pair in cells)
 
 
 def novel(run: Run, prompts: list[str], views: dict[tuple[str, str], Tensor], azimuth: float, out: Path) -> None:

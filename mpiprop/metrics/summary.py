@@ -69,7 +69,7 @@ class Summary:
                  f"its own for {result.r_precision_objects:.1%} of the runs")
         table: list[tuple[str, ...]] = [COLUMNS, *rows, total]
         if self.truths:
-            figures = [tuple(TRUE_COLUMNS), *(_figures([like]) for like in self.truths), _figures(self.truths)]
+            figures = [tuple(TRUE_COLUMNS), *(true_cells([like]) for like in self.truths), true_cells(self.truths)]
             table = [row + more for row, more in zip(table, figures)]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ["  ".join(word.rjust(width) if name in NUMBERS else word.ljust(width)
@@ -109,8 +109,8 @@ class Summary:
         return Vocabulary.builtin().unknown(prompt) if self.judge == "builtin" else []
 
 
-def _figures(likes: Sequence[Likeness]) -> tuple[str, ...]:
-    """The cells of TRUE_COLUMNS: means over the objects that have the figure."""
-    columns = zip(*[(like.iou, like.chamfer, like.psnr_db, like.ssim) for like in likes])
-    there = [[value for value in column if value is not None] for column in columns]
+def true_cells(likes: Sequence[Likeness]) -> tuple[str, ...]:
+    """The cells of TRUE_COLUMNS: means over the objects that have the figure, a dash where none has it."""
+    rows = [(like.iou, like.chamfer, like.psnr_db, like.ssim) for like in likes]
+    there = [[row[i] for row in rows if row[i] is not None] for i in range(len(TRUE_COLUMNS))]
     return tuple(form.format(fmean(values)) if values else "-" for values, form in zip(there, TRUE_COLUMNS.values()))

@@ -1,0 +1,80 @@
+"""The comparison of objectives: what its file may say, what its tables hold, and that it goes on where it was killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpiprop.config import loader
+from mpiprop.core.errors import UserError
+from tools.compare_objectives import Comparison, Place, prepare, table
+
+ROOT = Path(__file__).parent.parent
+TOY = """
+prompts: [a red ball]
+seeds: [0]
+window: 2
+set: ["turntable={frames: 1, size: 16}", "mesh={resolution: 8, texture: 0}", stages.0.terms.0.views.size=8]
+scenes:
+  balls: {config: toy, steps: 4}
+objectives:
+  SDS: {weight: 0.5, guidance: {use: SDS, scale: [[0, 5], [50, 4]]}}
+  CSD: {weight: 1, guidance: {use: CSD}}
+  second: {weight: 2, after: SDS, share: 0.5, guidance: {use: Bridge, target: a red ball, source: a blue ball}}
+"""
+
+
+def written(folder: Path, text: str = TOY) -> Path:
+    (file := folder / "comparison.yaml").write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("before, after, told", [
+    ("seeds:", "seed:", "seed: unknown key"), ("steps: 4", "steps: 0", "scenes.balls.steps"),
+    ("after: SDS", "after: CDS", "CDS"), ("use: CSD", "use: CSX", "CSX"), ("config: toy", "config: toi", "toi")])
+def test_a_mistake_is_named(before: str, after: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        prepare(Comparison.read(written(tmp_path, TOY.replace(before, after, 1))), tmp_path)
+
+
+def test_schedules_count_hundredths_and_a_second_stage_begins_where_they_end(tmp_path: Path) -> None:
+    comparison = Comparison.read(written(tmp_path, TOY.replace("steps: 4", "steps: 40")))
+    prepare(comparison, tmp_path)
+    first, second = (loader.load(str(tmp_path / "balls" / f"{name}.yaml")).stages[0] for name in ("sds", "second"))
+    assert first.terms[0].guidance.keys["scale"] == ((0, 5), (20, 4)) and first.terms[0].weight == 0.5
+    assert (first.steps, second.steps) == (40, 20) and second.terms[0].guidance.use == "Bridge"
+    toy = loader.load("toy").stages[0]
+    assert first.terms[0].guidance.keys["prior"] == toy.terms[0].guidance.keys["prior"]
+
+
+def test_the_table_has_means_over_all_and_deviations_of_the_seeds(tmp_path: Path) -> None:
+    text = TOY.replace("[0]", "[3, 4]").replace("[a red ball]", "[a red ball, a blue ball]")
+    comparison, red, blue = Comparison.read(written(tmp_path, text)), "a red ball", "a blue ball"
+    for prompt, seed, iou in ((red, 3, 0.2), (blue, 3, 0.4), (red, 4, 0.6), (blue, 4, 0.4)):
+        folder = Place(tmp_path, "balls", "CSD", prompt, seed).folder()
+        folder.mkdir(parents=True)
+        (folder / "figures.json").write_text(json.dumps({"iou": iou}))
+    title, _, *rows = (line.split(" | ") for line in table(comparison, tmp_path, "balls").splitlines())
+    assert rows[1][title.index("IoU")] == "0.400 ± 0.141" and rows[0][title.index("IoU")] == "-"  # (0.5 - 0.3) / sqrt(2)
+    assert [row[-1] for row in rows] == ["0 |", "4 |", "0 |"]
+
+
+def test_killed_after_a_run_it_goes_on_and_makes_the_rest(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "tools" / "compare_objectives.py", written(tmp_path), "--out", tmp_path / "out"]
+    first = tmp_path / "out" / "balls" / "sds" / "a-red-ball-0" / "figures.json"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not first.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    made = first.stat().st_mtime_ns
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in (tmp_path / "out" / "tables.md").read_text().splitlines() if line.startswith("| ")]
+    assert first.stat().st_mtime_ns == made and [row[-1] for row in rows[1:]] == ["1 |"] * 3
+    predictions = [row[rows[0].index("predictions")] for row in rows[1:]]
+    assert predictions == ["2.0", "2.0", "2.0"] and all(float(row[rows[0].index("T/K")]) >= 1 for row in rows[1:])
+    assert (tmp_path / "out" / "balls.png").exists() and (tmp_path / "out" / "balls-sheet.png").exists()

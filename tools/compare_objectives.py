@@ -1,0 +1,351 @@
+#!/usr/bin/env python
+"""Objectives under equal conditions: quality, truth, variance and cost of each, as tables, plots and contact sheets.
+
+    tools/compare_objectives.py tools/comparisons/objectives.yaml --out runs/objectives [--jobs 2] [--report]
+
+The file says which objectives, scenes, prompts and seeds; the records below are its keys. Each combination is a run, one step
+after the other; on the first prompts it is also made in a window, which tells T/K. Every gradient has the same size at the
+start (`weight`), so that penalties count as much beside each objective. Runs that are done are kept, unfinished ones resumed:
+kill it and start it again. --report makes the tables of what is done.
+"""
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mpiprop.config import loader  # noqa: E402  (from this checkout)
+from mpiprop.config.conversion import convert, key  # noqa: E402
+from mpiprop.core.errors import DONE, FAILED, INTERRUPTED, RunError, UserError  # noqa: E402
+from mpiprop.core.variance import variances  # noqa: E402
+from mpiprop.io.files import atomic  # noqa: E402
+from mpiprop.io.sheet import contact_sheet  # noqa: E402
+from mpiprop.report.summary import RunSummary  # noqa: E402
+from mpiprop.run import outputs, program  # noqa: E402
+from mpiprop.run.folders import slug  # noqa: E402
+from tools.compare_loras import scaled  # noqa: E402
+from tools.gallery import LEAN, choose, evaluated, speed, views_of  # noqa: E402
+
+Figures = dict[str, float | None]
+INHERITED = ("prior", "prompts", "t_min", "t_max")  # keys of the demo's guidance that an objective has unless it says otherwise
+PERCENT = 100  # steps of an objective's own schedules that are the whole run
+LORA_LR = 0.001  # as in demo/prolificdreamer
+ASKED = 8  # steps, evenly over the run, whose cost is measured
+COLUMNS = {"r_precision": ("R-Precision", "{:.2f}"), "similarity": ("similarity", "{:.3f}"), "iou": ("IoU", "{:.3f}"),
+           "chamfer": ("Chamfer", "{:.4f}"), "psnr_db": ("PSNR (dB)", "{:.2f}"), "ssim": ("SSIM", "{:.3f}"),
+           "latent": ("variance, latent", "{:.3g}"), "theta": ("variance, theta", "{:.3g}"), "noise": ("its share", "{:.2f}"),
+           "seconds": ("s a step", "{:.3f}"), "predictions": ("predictions", "{:.1f}"), "speed": ("T/K", "{:.2f}")}
+
+
+@dataclass(frozen=True)
+class SceneKind:
+    """What is optimised."""
+
+    config: str = key("configuration whose first stage it is")
+    steps: int = key("of a run; schedules are scaled to it", lo=1)
+    set: tuple[str, ...] = key("overrides, key=value", ())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of the tables."""
+
+    weight: float = key("factor of its gradient")
+    after: str | None = key("objective whose results it begins with, for one that is a second stage", None)
+    share: float = key("of the steps, for one that is a second stage", 1.0, lo=0, hi=1)
+    set: tuple[str, ...] = key("overrides, key=value", ())
+    guidance: dict[str, Any] = field(default_factory=dict)  # as in a configuration; schedules in percent of the run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole of it."""
+
+    scenes: dict[str, SceneKind] = key("by name")
+    objectives: dict[str, Objective] = key("by name, in the order of the rows")
+    prompts: int | tuple[str, ...] = key("the prompts, or how many of those that tools/gallery.py takes", 8)
+    seeds: tuple[int, ...] = key("of each prompt", (0, 1))
+    window: int = key("size of the window that tells T/K", 7, lo=1)
+    window_prompts: int = key("how many of the prompts are made in a window, too", 1, lo=0)
+    set: tuple[str, ...] = key("overrides of every run, key=value", ())
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """Raises UserError where the file says what cannot be understood."""
+        tree = loader.loads(path.read_text(), str(path))
+        guidance = {name: row.pop("guidance", {}) for name, row in tree.get("objectives", {}).items()}
+        found = convert(cls, tree, "")
+        names = list(found.objectives)
+        for i, (name, row) in enumerate(found.objectives.items()):
+            if row.after is not None and row.after not in names[:i]:
+                raise UserError(f"{path}: objectives.{name}.after: needs the name of a row above it, got {row.after!r}")
+            row.guidance.update(guidance[name])
+        return found
+
+    @property
+    def asked(self) -> list[str]:
+        """The prompts."""
+        return [prompt for prompt, _ in choose(self.prompts)] if isinstance(self.prompts, int) else [*self.prompts]
+
+    def tree(self, scene: SceneKind, row: Objective) -> dict[str, Any]:
+        """The configuration of a row's runs: the first stage of the scene's, with another guidance."""
+        tree = loader.read(scene.config)
+        stage = tree["stages"][0]
+        stage = scaled(stage, scene.steps / stage["steps"])
+        term = stage["terms"][0]
+        term["guidance"] = {name: value for name, value in term["guidance"].items() if name in INHERITED} | scaled(
+            row.guidance, scene.steps / PERCENT)
+        if row.after is not None:
+            stage = ended(stage) | {"steps": max(1, round(row.share * scene.steps))}
+        stage["terms"][0]["weight"] = row.weight
+        if "lora" in row.guidance:
+            lr = stage["optimiser"]["lr"]
+            rates = lr if isinstance(lr, dict) else {"geometry": lr, "background": lr}
+            stage["optimiser"]["lr"] = rates | {"lora": LORA_LR}
+        return tree | {"stages": [stage]}
+
+
+def ended(tree: Any) -> Any:
+    """`tree` with the last value of each schedule in its place."""
+    if isinstance(tree, dict):
+        return {name: ended(value) for name, value in tree.items()}
+    if isinstance(tree, list) and tree and all(isinstance(knot, list) and len(knot) == 2 for knot in tree):
+        return tree[-1][1]
+    return [ended(item) for item in tree] if isinstance(tree, list) else tree
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is kept."""
+
+    out: Path
+    scene: str
+    row: str
+    prompt: str
+    seed: int
+
+    def folder(self, window: bool = False) -> Path:
+        """Of the sequential run, or of the one in a window."""
+        name = f"{slug(self.prompt)}-{self.seed}{'-window' if window else ''}"
+        return self.out / slug(self.scene) / slug(self.row) / name
+
+    def figures(self) -> dict[str, float]:
+        """What is known of its runs."""
+        files = [self.folder(window) / "figures.json" for window in (False, True)]
+        return {name: value for file in files if file.exists() for name, value in json.loads(file.read_text()).items()}
+
+
+def make(comparison: Comparison, out: Path, scene: str, prompt: str, seed: int) -> list[str]:
+    """Makes all rows' runs of one scene, prompt and seed, and measures them. Returns what went wrong, a line each."""
+    failures = []
+    for name, row in comparison.objectives.items():
+        place, kind = Place(out, scene, name, prompt, seed), comparison.scenes[scene]
+        overrides = [*LEAN, *comparison.set, *kind.set, *row.set, f"prompt={prompt}", f"seed={seed}"]
+        if row.after is not None:
+            overrides.append(f"from={Place(out, scene, row.after, prompt, seed).folder()}")
+        config = out / slug(scene) / f"{slug(name)}.yaml"
+        try:
+            run(config, place.folder(), [*overrides, "window.size=1"], quality, row.weight)
+            if prompt in comparison.asked[:comparison.window_prompts]:
+                run(config, place.folder(window=True), [*overrides, f"window.size={comparison.window}"], cost)
+        except (UserError, RunError) as error:
+            failures.append(str(error))
+            print(error, file=sys.stderr, flush=True)
+    return failures
+
+
+def run(config: Path, folder: Path, overrides: list[str], figures: Callable[..., Figures], *about: float) -> None:
+    """One run and its figures, unless they are there."""
+    if (file := folder / "figures.json").exists():
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        code = program.main(str(config), overrides, folder, resume=True)
+    if code:
+        raise RunError(f"{folder}: the run ended with exit code {code}; run.log there says why")
+    found = {name: value for name, value in figures(folder, *about).items() if value is not None}
+    with atomic(file) as part:
+        part.write_text(json.dumps(found))
+    print(f"{folder}: " + "  ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
+
+
+def quality(folder: Path, weight: float) -> Figures:
+    """Measures of a finished sequential run: the judge's, those against the true solid, variances over its last steps."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        score, truth = evaluated(folder)
+    found = {"r_precision": score.r_precision, "similarity": score.similarity}
+    if truth is not None:
+        found |= {"iou": truth.iou, "chamfer": truth.chamfer, "psnr_db": truth.psnr_db, "ssim": truth.ssim}
+    averages = outputs.newest(folder)[1].window.x.averages
+    theta, latent = averages["theta"], next(values for name, values in averages.items() if name.endswith(".variance"))
+    known = [(float(n), value) for n, value in zip(latent[:, 0], variances(latent)) if value is not None]
+    variance, = variances(theta)
+    return found | {"latent": weight ** 2 * sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None,
+                    "theta": variance, "noise": variance and variance / float(theta[0, 2] / theta[0, 0])}
+
+
+def cost(folder: Path) -> Figures:
+    """T/K of a run in a window; of one evaluation at its end CPU seconds, and images shown to networks for each view."""
+    stage, found = outputs.newest(folder)
+    theta, unit, shown = found.window.x.theta, stage.unit(stage.embeddings()), 0
+    unit(theta, 0)  # reads the networks
+
+    def counted(predict: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def predicted(x_t: torch.Tensor, *rest: Any, **inputs: Any) -> torch.Tensor:
+            nonlocal shown
+            shown += len(x_t)
+            return predict(x_t, *rest, **inputs)
+        return predicted
+    prior = unit.terms[0].guidance.prior
+    prior.eps = counted(prior.eps)
+    if stage.lora is not None:  # its predictions, and those that it learns from
+        stage.lora.predict = counted(stage.lora.predict)
+    steps, start = range(0, stage.T, ceil(stage.T / ASKED)), time.thread_time()
+    for tau in steps:
+        unit(theta, tau)
+    seconds = (time.thread_time() - start) / len(steps)
+    views = len(stage.views[0](0, stage.init))
+    return {"seconds": seconds, "predictions": shown / len(steps) / views, "speed": speed(folder)[0]}
+
+
+def table(comparison: Comparison, out: Path, scene: str) -> str:
+    """The rows of one scene in Markdown: means over prompts and seeds, and the deviation of the seeds' means."""
+    lines = ["| objective | " + " | ".join(title for title, _ in COLUMNS.values()) + " | runs |",
+             "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in comparison.objectives:
+        found = {seed: [figures for prompt in comparison.asked if (figures := Place(out, scene, row, prompt, seed).figures())]
+                 for seed in comparison.seeds}
+        cells = [cell([[figures[name] for figures in of_seed if name in figures] for of_seed in found.values()], form)
+                 for name, (_, form) in COLUMNS.items()]
+        lines.append(f"| {row} | " + " | ".join(cells) + f" | {sum(map(len, found.values()))} |")
+    return "\n".join(lines)
+
+
+def cell(values: Sequence[Sequence[float]], form: str) -> str:
+    """The mean of all values and the deviation of the seeds' means."""
+    means = [fmean(some) for some in values if some]
+    if not means:
+        return "-"
+    spread = f" ± {form.format(stdev(means))}" if len(means) > 1 else ""
+    return form.format(fmean(value for some in values for value in some)) + spread
+
+
+def plot(comparison: Comparison, out: Path, scene: str) -> Path:
+    """Draws the running variance of theta's gradient over the steps, and IoU with its spread; the file."""
+    from matplotlib import pyplot as plt
+
+    figure, (curves, bars) = plt.subplots(1, 2, figsize=(13, 5), width_ratios=(2, 1), layout="constrained")
+    for i, row in enumerate(comparison.objectives):
+        places = [Place(out, scene, row, prompt, seed) for prompt in comparison.asked for seed in comparison.seeds]
+        places = [place for place in places if place.figures()]
+        series = [dict(RunSummary.read(place.folder()).variance("theta").get("theta", ())) for place in places]
+        steps = sorted(set.intersection(*map(set, series))) if series else []
+        curves.semilogy(steps, [fmean(each[step] for each in series) for step in steps], label=row, color=f"C{i % 10}",
+                        linestyle=("-", "--", ":")[i // 10 % 3])
+        iou = [value for place in places if (value := place.figures().get("iou")) is not None]
+        bars.barh(i, fmean(iou) if iou else 0, xerr=stdev(iou) if len(iou) > 1 else None, color=f"C{i % 10}")
+    curves.set(xlabel="step", ylabel="variance of the gradient in theta")
+    curves.legend(fontsize="small", ncols=2)
+    bars.set(xlabel="IoU with the true solid, and its deviation over runs", yticks=range(len(comparison.objectives)),
+             yticklabels=list(comparison.objectives))
+    bars.invert_yaxis()
+    figure.suptitle(scene)
+    file = out / f"{slug(scene)}.png"
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+    return file
+
+
+def sheet(comparison: Comparison, out: Path, scene: str) -> Path | None:
+    """Draws each row's objects of the first seed, two views of each; the file."""
+    rows = []
+    for row in comparison.objectives:
+        places = [Place(out, scene, row, prompt, comparison.seeds[0]) for prompt in comparison.asked]
+        if pictures := [view for place in places if place.figures() for view in views_of(place.folder())[[1, 7]]]:
+            rows.append((row, pictures))
+    file = out / f"{slug(scene)}-sheet.png"
+    if rows:
+        contact_sheet(rows, file)
+    return file if rows else None
+
+
+def report(comparison: Comparison, out: Path) -> None:
+    """Prints the tables and writes them to out/tables.md, with a plot and a contact sheet for each scene."""
+    text = "\n\n".join(f"{scene}\n\n{table(comparison, out, scene)}" for scene in comparison.scenes)
+    (out / "tables.md").write_text(text + "\n")
+    print(f"\n{text}\n\n{out / 'tables.md'}")
+    for scene in comparison.scenes:
+        for file in (plot(comparison, out, scene), sheet(comparison, out, scene)):
+            print(file or f"{scene}: nothing is done")
+
+
+def prepare(comparison: Comparison, out: Path) -> None:
+    """Writes the configurations, out/SCENE/OBJECTIVE.yaml. Raises UserError where one has a mistake."""
+    for scene, kind in comparison.scenes.items():
+        (out / slug(scene)).mkdir(parents=True, exist_ok=True)
+        for name, row in comparison.objectives.items():
+            file = out / slug(scene) / f"{slug(name)}.yaml"
+            file.write_text(yaml.safe_dump(comparison.tree(kind, row), sort_keys=False))
+            loader.load(str(file), [*comparison.set, *kind.set, *row.set])
+
+
+def enter() -> None:
+    """Begins a worker process: it ends with the tool, however that ends. Its run goes on from its checkpoint the next time."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux
+
+
+def every(comparison: Comparison, out: Path, jobs: int) -> list[str]:
+    """Makes all runs, so many side by side; returns what went wrong."""
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), enter)
+    try:
+        made = [pool.submit(make, comparison, out, scene, prompt, seed)
+                for prompt in comparison.asked for seed in comparison.seeds for scene in comparison.scenes]
+        return [line for future in made for line in future.result()]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def main(words: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path, metavar="FILE.yaml")
+    parser.add_argument("--out", type=Path, default=Path("runs/objectives"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--report", action="store_true", help="make no runs")
+    args = parser.parse_args(None if words is None else [*words])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    failures: list[str] = []
+    try:
+        comparison = Comparison.read(args.comparison)
+        if not args.report:
+            prepare(comparison, args.out)
+            failures = every(comparison, args.out, args.jobs)
+    except UserError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    report(comparison, args.out)
+    print(*failures, sep="\n", end="", file=sys.stderr)
+    return FAILED if failures else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
