@@ -343,8 +343,10 @@ def main(words: Iterable[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     report(comparison, args.out)
-    print(*failures, sep="\n", end="", file=sys.stderr)
-    return FAILED if failures else DONE
+    if failures:
+        print(*failures, sep="\n", file=sys.stderr)
+        return FAILED
+    return DONE
 
 
 if __name__ == "__main__":
