@@ -112,5 +112,5 @@ class Summary:
 def true_cells(likes: Sequence[Likeness]) -> tuple[str, ...]:
     """The cells of TRUE_COLUMNS: means over the objects that have the figure, a dash where none has it."""
     rows = [(like.iou, like.chamfer, like.psnr_db, like.ssim) for like in likes]
-    there = [[row[i] for row in rows if row[i] is not None] for i in range(len(TRUE_COLUMNS))]
+    there = [[value for row in rows if (value := row[i]) is not None] for i in range(len(TRUE_COLUMNS))]
     return tuple(form.format(fmean(values)) if values else "-" for values, form in zip(there, TRUE_COLUMNS.values()))
