@@ -29,6 +29,10 @@ atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
 
 import torch  # noqa: E402  (after the number of threads)
 
+import shapes  # noqa: E402
+
+shapes.check()  # before anything of mpiprop is imported
+
 torch.set_num_threads(1)
 
 Launch = Callable[..., subprocess.Popen[str]]

@@ -124,9 +124,9 @@ def test_who_covers_a_pixel_is_told_and_moves_of_centres_are_differentiated():
 
 
 def test_nothing_to_see_is_the_background():
-    splats, views = cloud(3), cameras()
+    splats, views = cloud(3), cameras()[:1]
     behind = Splats(splats.means + 100 * views.c2w[0, :3, 2], *(getattr(splats, name) for name in NAMES[1:]))
-    layers, screen = rasterize(behind, colours(behind, views), views[:1], 0.2, 50.0)
+    layers, screen = rasterize(behind, colours(behind, views), views, 0.2, 50.0)
     layers.sum().backward()
     assert not layers.any() and not screen.visible.any() and not splats.means.grad.any()
 

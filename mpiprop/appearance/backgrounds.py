@@ -4,6 +4,7 @@ Letters: B views, H x W pixels.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class HashEnvironment(NeuralEnvironment):
     """
 
     def __init__(self, rng: Streams, *, levels: int = 4, log2_table: int = 19, base_resolution: int = 4,
-                 growth: float = 4.0, hidden: int = 16, **keys: object) -> None:
+                 growth: float = 4.0, hidden: int = 16, **keys: Any) -> None:
         super().__init__(rng, hidden=hidden, **keys)
         self.encoding = HashEncoding(rng.of("background"), levels, log2_table, base_resolution, growth, "torch")
         self.network = MLP(rng.of("background"), self.encoding.channels, hidden, hidden, 3)

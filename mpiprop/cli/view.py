@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Viewer:
         self.server.scene.set_up_direction("+z")
         self.server.initial_camera.position, self.server.initial_camera.look_at = (2.0, 1.2, 1.0), (0.0, 0.0, 0.0)
         self.text = self.server.gui.add_markdown("")
-        self.previews = self.server.gui.add_slider("preview", 0, 1, 1, 0)
+        self.previews: Any = self.server.gui.add_slider("preview", 0, 1, 1, 0)
         self.picture = self.server.gui.add_image(np.zeros((1, 1, 3), np.uint8))
         self.previews.on_update(lambda _: self._show_preview())
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.priors.base import Inputs, Prior
@@ -24,7 +25,7 @@ class Condition:
     positive: Inputs  # what the views should show
     unconditional: Inputs
     negatives: tuple[Inputs, ...]  # K, of Perp-Neg
-    weights: Tensor  # [K, B], of the negatives; below zero pushes away
+    weights: Float[Tensor, "K B"]  # of the negatives; below zero pushes away
     texts: Mapping[str, Inputs] = field(default_factory=dict)
     """The guidance's own texts by the names of their keys, and "plain": the prompt without a view."""
 

@@ -6,8 +6,10 @@ Letters: B views, C numbers of a token, latents [4, h, w].
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import pi
+from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.conditioning.base import Condition
@@ -17,9 +19,9 @@ from mpiprop.views.cameras import Views
 from mpiprop.views.reference import Reference
 
 
-def pose(azimuth: Tensor, elevation: Tensor, distance: Tensor, azimuth0: Tensor, elevation0: Tensor,
-         distance0: Tensor) -> Tensor:
-    """Returns the pose [B, 4] of cameras relative to the picture's (0): (d polar angle, sin d azimuth, cos d azimuth,
+def pose(azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"], distance: Float[Tensor, " B"],
+         azimuth0: Float[Tensor, ""], elevation0: Float[Tensor, ""], distance0: Float[Tensor, ""]) -> Float[Tensor, "B 4"]:
+    """Returns the pose of cameras relative to the picture's (0): (d polar angle, sin d azimuth, cos d azimuth,
     d distance).
 
     The polar angle is measured from +z (pi/2 - elevation), so a camera above the picture's has a negative first number;
@@ -28,6 +30,15 @@ def pose(azimuth: Tensor, elevation: Tensor, distance: Tensor, azimuth0: Tensor,
     """
     turn = azimuth - azimuth0
     return torch.stack([elevation0 - elevation, turn.sin(), turn.cos(), distance - distance0], -1)
+
+
+class PicturePrior(Prior, Protocol):
+    """A prior that reads a picture and the pose of each view."""
+
+    polar: bool  # whether the pose's fourth number is the picture's polar angle
+
+    def see(self, picture: Reference) -> tuple[Float[Tensor, "5 C"], Float[Tensor, "4 h w"]]:
+        """Returns the parts of the token and the picture's latents, as in `PictureConditions`."""
 
 
 class FromPicture:
@@ -45,7 +56,7 @@ class FromPicture:
         """Returns no text: the prompt is not read."""
         return []
 
-    def encode(self, prior: Prior, prompt: str, texts: Mapping[str, str]) -> "PictureConditions":
+    def encode(self, prior: PicturePrior, prompt: str, texts: Mapping[str, str]) -> "PictureConditions":
         """Encodes the picture. Raises UserError for a guidance with texts of its own."""
         self.check(prior)
         if texts:
@@ -59,9 +70,9 @@ class FromPicture:
 class PictureConditions:
     """An encoded picture. The layer that makes a token is linear: the picture's part is one vector, the pose's a matrix."""
 
-    token: Tensor  # [1 + 4, C]: the picture's part, and what each number of the pose adds
-    latents: Tensor  # [4, h, w]: the mode of the VAE's posterior, not scaled
-    camera: Tensor  # [3]: azimuth (rad), elevation (rad) and distance (world units) of the picture's
+    token: Float[Tensor, "5 C"]  # the picture's part, and what each number of the pose adds
+    latents: Float[Tensor, "4 h w"]  # the mode of the VAE's posterior, not scaled
+    camera: Float[Tensor, "3"]  # azimuth (rad), elevation (rad) and distance (world units) of the picture's
     polar: bool  # whether the pose's fourth number is the picture's polar angle (Stable Zero123)
 
     def to(self, device: torch.device | str) -> "PictureConditions":

@@ -10,9 +10,11 @@ encoded once, so that every text of a batch is one matrix product and belongs to
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import pi, radians
+from typing import Self
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.conditioning.base import Condition, texts_for
@@ -32,8 +34,9 @@ class Directions:
         view."""
         raise NotImplementedError
 
-    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mixing weights [R, B, V] of the strings in every text, and the weights [K, B] of the negatives."""
+    def __call__(self, azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"]
+                 ) -> tuple[Float[Tensor, "R B V"], Float[Tensor, "K B"]]:
+        """Returns mixing weights of the strings in every text, and the weights of the negatives."""
         raise NotImplementedError
 
     def check(self, prior: Prior) -> None:
@@ -54,13 +57,13 @@ class Directions:
 class TextConditions:
     """The encoded texts of one prompt."""
 
-    embeddings: Tensor  # [V, N, E] float32
+    embeddings: Float[Tensor, "V N E"]  # float32
     directions: Directions
     texts: Mapping[str, Tensor] = field(default_factory=dict)  # [N, E] of each of the guidance's own texts
     end: int = 0  # place of the end token in the prompt without a view
 
     @classmethod
-    def of(cls, prior: Prior, directions: Directions, prompt: str, texts: Mapping[str, str] = {}) -> "TextConditions":
+    def of(cls, prior: Prior, directions: Directions, prompt: str, texts: Mapping[str, str] = {}) -> Self:
         """Encodes the texts of `prompt` for a prior. Raises UserError where it reads something else."""
         directions.check(prior)
         strings = directions.strings(prompt)
@@ -83,7 +86,7 @@ class TextConditions:
         mix, weights = self.directions(views.azimuth, views.elevation)
         to, B = self.embeddings.device, len(views)
         positive, unconditional, *negatives = torch.einsum("rbv,vne->rbne", mix.to(to), self.embeddings)
-        named = {"plain": self.embeddings[-2]} | self.texts
+        named = {"plain": self.embeddings[-2], **self.texts}
         return Condition({"text": positive}, {"text": unconditional}, tuple({"text": text} for text in negatives),
                          weights.to(to), {name: {"text": text.expand(B, -1, -1)} for name, text in named.items()})
 
@@ -100,7 +103,8 @@ class Plain(Directions):
     def strings(self, prompt: str) -> list[str]:
         return [prompt, self.negative]
 
-    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"]
+                 ) -> tuple[Float[Tensor, "R B V"], Float[Tensor, "K B"]]:
         mix = torch.eye(2, device=azimuth.device)[:, None].expand(2, len(azimuth), 2)
         return mix, mix.new_zeros(0, len(azimuth))
 
@@ -134,7 +138,8 @@ class Four(Directions):
         views = [text or f"{prompt}, {view} view" for view, text in self.texts.items()]
         return [*views, prompt, self.negative]
 
-    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"]
+                 ) -> tuple[Float[Tensor, "R B V"], Float[Tensor, "K B"]]:
         turn, overhead = azimuth.abs(), elevation > self.overhead_above
         if self.perp_neg:
             return self._perp_neg(turn / (pi / 2), overhead)
@@ -180,7 +185,8 @@ class Eight(Directions):
         views = [f"{prompt}, {view} view{up}" for up in ("", " from above") for view in self.AROUND]
         return [*views, f"{prompt}, overhead view", prompt, self.negative]
 
-    def __call__(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"]
+                 ) -> tuple[Float[Tensor, "R B V"], Float[Tensor, "K B"]]:
         sector = azimuth / (pi / 4)
         positive = self._around(sector, elevation)
         rows, weights = [positive, _last(sector, self.V)], sector.new_zeros(0, len(sector))

@@ -6,8 +6,10 @@ Letters: B pictures, H x W pixels, h x w of an estimate.
 from collections.abc import Sequence
 from typing import Protocol
 
+from jaxtyping import Float
 from torch import Tensor
 
+from mpiprop.priors.base import Latents, Pictures
 from mpiprop.priors.vocabulary import Vocabulary
 
 
@@ -27,14 +29,14 @@ class Frozen(Protocol):
 class Estimator(Frozen, Protocol):
     """A network that sees depth."""
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Returns the inverse depth [B, h, w], up to scale and shift, in pictures [B, 3, H, W] that are in [0, 1] but for
+    def __call__(self, pictures: Pictures) -> Float[Tensor, "B h w"]:
+        """Returns the inverse depth, up to scale and shift, in pictures that are in [0, 1] but for
         noise; differentiable."""
 
 
 class Decoder(Frozen, Protocol):
     """A network that makes pictures of latents."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Returns the pictures [B, 3, H, W] of latents [B, C, h, w] in any state of noise, in [0, 1] but for noise;
+    def __call__(self, x: Latents) -> Pictures:
+        """Returns the pictures of latents in any state of noise, in [0, 1] but for noise;
         differentiable."""

@@ -17,7 +17,7 @@ def sample(grid: Tensor, x: Tensor) -> Tensor:
     place = (x + 1) * sizes / 2 - 0.5
     low = place.floor()
     share, low = place - low, low.long()
-    table, found = grid.flatten(1).T.contiguous(), 0
+    table, found = grid.flatten(1).T.contiguous(), torch.zeros((), device=x.device)
     for corner in product((0, 1), repeat=len(sizes)):
         ahead = torch.tensor(corner, device=x.device)
         cell = low + ahead

@@ -3,6 +3,7 @@
 The sign follows Baerentzen and Aanaes 2005 (angle-weighted pseudonormals). Letters: N points, V vertices, F faces, G
 groups of near faces. Faces run counterclockwise seen from outside.
 """
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def load(path: str, size: float) -> tuple[Tensor, Tensor]:
     import trimesh
 
     try:
-        raw = trimesh.load(path, force="mesh")
+        raw: Any = trimesh.load(path, force="mesh")
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path}: cannot be read as a mesh: {error}") from None
     mesh = trimesh.Trimesh(raw.vertices, raw.faces, validate=True)  # without UVs, so that their seams close

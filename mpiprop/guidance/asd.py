@@ -9,13 +9,15 @@ understanding of texts. The noise eps is the same at both levels. Without a shif
 eps_u), that is CSD. As t' goes to T, eps_c(x_t') goes to eps, and the residual to that of SDS.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
 from mpiprop.core.errors import UserError
 from mpiprop.guidance.distillation import Guided, Sample
 from mpiprop.guidance.queries import Asking, together
-from mpiprop.priors.base import Prior
+from mpiprop.priors.base import Prior, Timesteps
 
 
 class ASD(Guided):
@@ -29,7 +31,7 @@ class ASD(Guided):
     name = "asd"
 
     def __init__(self, prior: Prior, prompts: Conditions, *, eta: float = 0.1, random: bool = True,
-                 **keys: object) -> None:
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, **keys)
         if eta < 0:
             raise UserError(f"eta {eta:g}: needs a number of at least 0")
@@ -43,8 +45,8 @@ class ASD(Guided):
             sample.predicted(sample.noised(later, sample.eps), later, sample.condition.positive))
         return guided - conditional
 
-    def shifted(self, sample: Sample) -> Tensor:
-        """Returns t' [B]: whole, from t to the last timestep."""
+    def shifted(self, sample: Sample) -> Timesteps:
+        """Returns t': whole, from t to the last timestep."""
         last = len(self.prior.alpha_bar) - 1
         shift = (self.eta * (sample.t - self.band(sample.tau)[0]).double()).minimum(last - sample.t)
         if self.random:

@@ -2,12 +2,14 @@
 
 from typing import Protocol
 
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
 from mpiprop.views.cameras import Image, Views
 
 
+Scalar = Float[Tensor, ""]
 Numbers = dict[str, float | Tensor]
 """What a guidance tells of an evaluation. A float is for the log: the mean over the views. A tensor of float32 is what steps
 leave to the next: the sum over the views, which `Carrier.renewed` gets, or moments for the variance (core.variance)."""
@@ -37,7 +39,7 @@ class Guidance(Protocol):
 
     reads_normals: bool = False  # whether the image must have normals
 
-    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, Numbers]:
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Scalar, Numbers]:
         """Returns a scalar whose gradient in the image is the guidance's, and numbers.
 
         It is a function of its arguments alone, and the mean over the views of what it says of each, so that a batch may

@@ -8,6 +8,8 @@ leaves them, oversaturated and smooth. It is a second stage, after one of SDS (t
 scale 100, then 5000 steps of this). Both texts are the same for all views.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
@@ -28,8 +30,9 @@ class Bridge(Distillation):
     name = "bridge"
 
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "uniform",
-                 target: Text = "{prompt}, .", source: Text = "{prompt}, oversaturated, smooth, pixelated, cartoon, "
-                 "foggy, hazy, blurry, bad structure, noisy, malformed", **keys: object) -> None:
+                 target: Text = Text("{prompt}, ."),
+                 source: Text = Text("{prompt}, oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad "
+                                     "structure, noisy, malformed"), **keys: Any) -> None:
         super().__init__(prior, prompts, weighting=weighting, **keys)
 
     def residual(self, sample: Sample) -> Asking[Tensor]:

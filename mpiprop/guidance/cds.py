@@ -10,8 +10,10 @@ default) is not offered.
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
@@ -39,7 +41,7 @@ class CDS(Guided):
 
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "uniform", scale: Schedule = 51.0,
                  t_min: Schedule = 0.1, t_max: Schedule = 0.7, anneal: int = 3000,
-                 gap: tuple[float, float] = (0.1, 0.299), t_top: float = 0.98, **keys: object) -> None:
+                 gap: tuple[float, float] = (0.1, 0.299), t_top: float = 0.98, **keys: Any) -> None:
         super().__init__(prior, prompts, weighting=weighting, scale=scale, t_min=t_min, t_max=t_max, anneal=anneal,
                          **keys)
         if not 0 <= gap[0] <= gap[1] <= 1:
@@ -55,8 +57,8 @@ class CDS(Guided):
         near = yield from self.guided(sample, ddim.step(self.prior, x_t, far, t, s), s)
         return far - near
 
-    def timesteps(self, B: int, tau: int, rng: Streams) -> Tensor:
-        """Returns the timesteps t [B] of the step, on the CPU."""
+    def timesteps(self, B: int, tau: int, rng: Streams) -> Int[Tensor, " {B}"]:
+        """Returns the timesteps t of the step, on the CPU."""
         T, s = len(self.prior.alpha_bar), self.band(tau)[0]
         lo, hi = (round(T * part) for part in self.gap)
         draw = partial(uniform_timesteps, lo=lo, hi=hi, per_sample=self.per_sample_t, group=self.prior.group)

@@ -3,10 +3,13 @@
 Letters: B images, K Perp-Neg negatives, predictions [B, C, h, w].
 """
 
+from jaxtyping import Float
 from torch import Tensor
 
+from mpiprop.priors.base import Latents
 
-def guided(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
+
+def guided(uncond: Latents, cond: Latents, scale: float, rescale: float = 0.0) -> Latents:
     """Returns the noise prediction under classifier-free guidance (Ho and Salimans 2022, Eq. (6), whose w is scale - 1).
 
     `rescale` mixes in a prediction with the standard deviation of cond (Lin et al. 2023, Eqs. (15) and (16)).
@@ -19,10 +22,11 @@ def guided(uncond: Tensor, cond: Tensor, scale: float, rescale: float = 0.0) -> 
     return eps * (1 + rescale * (ratio - 1))
 
 
-def perp_neg(uncond: Tensor, cond: Tensor, negatives: Tensor, weights: Tensor) -> Tensor:
+def perp_neg(uncond: Latents, cond: Latents, negatives: Float[Tensor, "K B C h w"],
+             weights: Float[Tensor, "K B"]) -> Latents:
     """Returns the conditional prediction moved along what is perpendicular to it in the negatives (Armandpour et al. 2023).
 
-    negatives [K, B, C, h, w], weights [K, B]; projections are per sample.
+    Projections are per sample.
     """
     e = (cond - uncond).flatten(1)  # [B, Chw]
     n = (negatives - uncond).flatten(2)  # [K, B, Chw]

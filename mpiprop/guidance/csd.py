@@ -10,6 +10,8 @@ the authors' code:
     refinement: negative: [[0, -1], [10000, -0.5]], unconditional: [[0, 0], [10000, -0.5]], t_max: 0.5
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
@@ -38,8 +40,8 @@ class CSD(Distillation):
 
     def __init__(self, prior: Prior, prompts: Conditions, *, conditional: Schedule = 1.0, negative: Schedule = 0.0,
                  unconditional: Schedule = -1.0, noise: Schedule = 0.0,
-                 negative_text: Text = "oversaturated color, ugly, tiling, low quality, noisy", normalise: bool = False,
-                 **keys: object) -> None:
+                 negative_text: Text = Text("oversaturated color, ugly, tiling, low quality, noisy"), normalise: bool = False,
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, **keys)
         self.weights = {"conditional": conditional, "negative": negative, "unconditional": unconditional,
                         "noise": noise}

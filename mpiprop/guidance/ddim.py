@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mpiprop.guidance.distillation import Sample
 from mpiprop.guidance.queries import Asking
-from mpiprop.priors.base import Prior, alpha_bar_at, alpha_sigma
+from mpiprop.priors.base import Latents, Prior, Timesteps, alpha_bar_at, alpha_sigma
 
 
-def step(prior: Prior, x_t: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Returns x_s on the trajectory through x_t, given the noise `eps` predicted there, for timesteps t and s [B].
+def step(prior: Prior, x_t: Latents, eps: Latents, t: Timesteps, s: Timesteps) -> Latents:
+    """Returns x_s on the trajectory through x_t, given the noise `eps` predicted there, for timesteps t and s.
 
     Rows whose s is t keep their bits.
     """
@@ -23,8 +23,8 @@ def step(prior: Prior, x_t: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor
     return torch.where((s == t).view(-1, 1, 1, 1), x_t, x_s)
 
 
-def ladder(t: Tensor, stride: int) -> list[Tensor]:
-    """Returns the timesteps [B] 0, stride, 2 stride, ... of a way up to t [B]; a row that has arrived stays."""
+def ladder(t: Timesteps, stride: int) -> list[Timesteps]:
+    """Returns the timesteps 0, stride, 2 stride, ... of a way up to t; a row that has arrived stays."""
     rungs = -(-int(t.max()) // stride)
     return [torch.full_like(t, k * stride).minimum(t) for k in range(rungs + 1)]
 

@@ -10,9 +10,10 @@ Letters: B views, C channels, T timesteps, x and predictions [B, C, h, w] in the
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mpiprop.conditioning.base import Condition, Conditions
@@ -21,11 +22,11 @@ from mpiprop.core import variance
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import Streams, normal, uniform
-from mpiprop.guidance.base import Numbers
+from mpiprop.guidance.base import Numbers, Scalar
 from mpiprop.guidance.cfg import guided, perp_neg
 from mpiprop.guidance.queries import Asking, Query, answered
 from mpiprop.guidance.timesteps import WEIGHTS, Weighting, annealed, uniform_timesteps
-from mpiprop.priors.base import Inputs, Prior, alpha_bar_at, alpha_sigma
+from mpiprop.priors.base import Inputs, Latents, Prior, Timesteps, alpha_bar_at, alpha_sigma
 from mpiprop.views.cameras import Image, Views
 
 SKETCH = 32  # numbers in the sketch of a view's gradient (core.variance)
@@ -36,8 +37,8 @@ class Sample:
     """The renders of one evaluation, and what is drawn for them."""
 
     prior: Prior
-    x: Tensor  # not differentiable
-    t: Tensor  # [B] int64, on the device of x
+    x: Latents  # not differentiable
+    t: Timesteps  # int64, on the device of x
     condition: Condition
     views: Views
     tau: int
@@ -57,26 +58,26 @@ class Sample:
         return self.noised(self.t, self.eps)
 
     @property
-    def level(self) -> Tensor:
-        """The noise level [B] of each view (core.variance)."""
+    def level(self) -> Int[Tensor, " B"]:
+        """The noise level of each view (core.variance)."""
         return variance.level(self.t, len(self.prior.alpha_bar))
 
-    def noised(self, t: Tensor, eps: Tensor) -> Tensor:
-        """Returns alpha_t x + sigma_t eps for timesteps t [B]."""
+    def noised(self, t: Timesteps, eps: Float[Tensor, "#B C h w"]) -> Latents:
+        """Returns alpha_t x + sigma_t eps for timesteps t."""
         alpha, sigma = alpha_sigma(self.prior, t)
         return alpha * self.x + sigma * eps
 
-    def noise(self, stream: str) -> Tensor:
+    def noise(self, stream: str) -> Latents:
         """Returns standard normal draws in the shape of x, the rows of these views in the whole batch."""
         return self.rng.rows(stream, normal, *self.x.shape).to(self.x.device)
 
-    def uniform(self, stream: str) -> Tensor:
-        """Returns uniform draws [B] in [0, 1), the rows of these views in the whole batch; a draw for each group of views
+    def uniform(self, stream: str) -> Float[Tensor, " B"]:
+        """Returns uniform draws in [0, 1), the rows of these views in the whole batch; a draw for each group of views
         that the prior denoises together."""
         draws = self.rng.rows(stream, uniform, len(self.x)).to(self.x.device)
         return draws.view(-1, self.prior.group)[:, :1].expand(-1, self.prior.group).flatten()
 
-    def ask(self, x_t: Tensor, t: Tensor, inputs: Inputs) -> Query:
+    def ask(self, x_t: Latents, t: Timesteps, inputs: Inputs) -> Query:
         """Returns the question to the prior."""
         return Query(self.prior, x_t, t, inputs)
 
@@ -107,13 +108,14 @@ class Distillation:
                  grad_clip: Schedule | None = None, variates: Node | None = None) -> None:
         self.prior, self.prompts, self.weight = prior, prompts.to(prior.device), WEIGHTS[weighting]
         self.t_min, self.t_max, self.anneal, self.per_sample_t = t_min, t_max, anneal, per_sample_t
-        self.grad_clip, self.variates = grad_clip, variates  # the component that the node describes
+        self.grad_clip = grad_clip
+        self.variates: Any = variates  # the component that the node describes
 
     def residual(self, sample: Sample) -> Asking[Tensor]:
         """A coroutine that asks networks and returns the residual [B, C, h, w]: what a step against it takes away."""
         raise NotImplementedError
 
-    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, Numbers]:
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Scalar, Numbers]:
         """Returns the scalar |g|^2 / 2B, whose gradient in x is g / B, plus the weighted `losses`; numbers: both without
         weights, grad_norm (of g / B), t, what the control variates tell, and the moments of g by noise level."""
         x = self.prior.encode(image.rgb.permute(0, 3, 1, 2), rng)
@@ -134,8 +136,8 @@ class Distillation:
         """Returns the weight and the loss, by name, of what the guidance trains beside the scene; none by default."""
         return {}
 
-    def gradient(self, sample: Sample) -> Tensor:
-        """Returns g [B, C, h, w], weighted and clipped."""
+    def gradient(self, sample: Sample) -> Latents:
+        """Returns g, weighted and clipped."""
         residual = answered(self.residual(sample))
         if self.variates is not None:
             residual = self.variates(residual, self.baseline, sample)
@@ -162,8 +164,8 @@ class Distillation:
             raise UserError(f"t_min {lo:g} and t_max {hi:g} at step {tau}: need 0 <= t_min <= t_max <= 1")
         return lo, hi
 
-    def timesteps(self, B: int, tau: int, rng: Streams) -> Tensor:
-        """Returns the timesteps [B] of the step, on the CPU."""
+    def timesteps(self, B: int, tau: int, rng: Streams) -> Int[Tensor, " {B}"]:
+        """Returns the timesteps of the step, on the CPU."""
         lo, hi = self.band(tau)
         draw = partial(uniform_timesteps, lo=lo, hi=hi, per_sample=self.per_sample_t, group=self.prior.group)
         return rng.rows("t", draw, B)
@@ -178,7 +180,7 @@ class Guided(Distillation):
     """
 
     def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 7.5, rescale: float = 0.0,
-                 **keys: object) -> None:
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, **keys)
         self.scale, self.rescale = scale, rescale
 
@@ -200,7 +202,7 @@ class GuidedEitherForm(Guided):
     """
 
     def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 7.5, cfg: Literal["A", "B"] = "B",
-                 **keys: object) -> None:
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, scale=scale, **keys)
         self.cfg = cfg
 
@@ -218,12 +220,12 @@ def predictions(sample: Sample, x_t: Tensor, t: Tensor) -> Asking[tuple[Tensor, 
     return uncond, perp_neg(uncond, cond, torch.stack(negatives), condition.weights) if negatives else cond
 
 
-def clipped(g: Tensor, bound: float) -> Tensor:
+def clipped(g: Float[Tensor, " *shape"], bound: float) -> Float[Tensor, " *shape"]:
     """Returns g held in [-bound, bound]; what is not finite becomes NaN, to be refused, rather than the bound."""
     return g.clamp(-bound, bound) + 0 * g
 
 
-def surrogate(x: Tensor, g: Tensor) -> Tensor:
+def surrogate(x: Float[Tensor, " *shape"], g: Float[Tensor, " *shape"]) -> Scalar:
     """Returns the scalar |g|^2 / 2B whose gradient in x is exactly g / B; nothing else is differentiated."""
     g = g.detach()
     return ((x - x.detach()) * g + g.square() / 2).sum() / len(x)

@@ -8,6 +8,8 @@ under a text of their own (`inversion_text`). The prediction at s, which the las
 subtracted. The text of eps_u is `prompts.negative`; the authors give it a negative prompt.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
@@ -35,9 +37,9 @@ class ISM(Guided):
     name = "ism"
 
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "snr",
-                 t_max: Schedule = ((0, 0.98), (1500, 0.5)), per_sample_t: bool = False, inversion_text: Text = "",
+                 t_max: Schedule = ((0, 0.98), (1500, 0.5)), per_sample_t: bool = False, inversion_text: Text = Text(""),
                  interval: Schedule = ((0, 0.1), (1500, 0.05)), stride: float = 0.2, channel_noise: float = 0.1,
-                 **keys: object) -> None:
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, weighting=weighting, t_max=t_max, per_sample_t=per_sample_t, **keys)
         if not 0 < stride <= 1:
             raise UserError(f"stride {stride:g}: needs a number above 0 and at most 1")

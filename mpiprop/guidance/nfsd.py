@@ -7,6 +7,8 @@ of the noise. At small t the residue is small, and eps_u is the direction to the
 the difference of eps_u to the prediction under a text that describes bad pictures, in which the residue cancels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,8 @@ class NFSD(Guided):
     name = "nfsd"
 
     def __init__(self, prior: Prior, prompts: Conditions, *,
-                 negative_text: Text = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, "
-                 "dark, low-resolution, gloomy", small_t: float = 0.2, **keys: object) -> None:
+                 negative_text: Text = Text("unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, "
+                                            "dark, low-resolution, gloomy"), small_t: float = 0.2, **keys: Any) -> None:
         super().__init__(prior, prompts, **keys)
         self.small_t = small_t
 

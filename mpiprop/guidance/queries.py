@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mpiprop.priors.base import Inputs
+from mpiprop.priors.base import Inputs, Latents, Timesteps
 
 Answer = TypeVar("Answer")
 Asking = Generator[Sequence["Query"], Sequence[Tensor], Answer]
@@ -30,8 +30,8 @@ Asking = Generator[Sequence["Query"], Sequence[Tensor], Answer]
 class Network(Protocol):
     """A denoising network: a prior, or what a guidance trains."""
 
-    def eps(self, x_t: Tensor, t: Tensor, **inputs: Tensor) -> Tensor:
-        """Returns the noise [B, C, h, w] predicted in x_t at timesteps t [B]; not differentiable."""
+    def eps(self, x_t: Latents, t: Timesteps, /, *args: Any, **inputs: Any) -> Latents:
+        """Returns the noise predicted in x_t at timesteps t; not differentiable."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Query:
     """Which noise does `network` see in x_t at t, under these inputs?"""
 
     network: Network
-    x_t: Tensor  # [B, C, h, w]
-    t: Tensor  # [B] int64, on the device of x_t
+    x_t: Latents
+    t: Timesteps  # int64, on the device of x_t
     inputs: Inputs  # a row for each image
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import Streams
+from mpiprop.guidance.base import Scalar
 from mpiprop.views.cameras import Image, Views
 from mpiprop.views.reference import Reference
 
@@ -44,7 +46,7 @@ class Likeness:
         self.reads_normals = normal != 0 or facing is not None
         self._sizes: dict[tuple[int, torch.device], Reference] = {}
 
-    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Scalar, dict[str, float]]:
         """Returns the weighted sum; numbers: the losses without weights, and psnr (dB)."""
         self.check(views, tau)
         picture = self.at(views.size[0], image.rgb.device)
@@ -69,35 +71,36 @@ class Likeness:
             self._sizes[size, device] = self.reference.resized(size).to(device)
         return self._sizes[size, device]
 
-    def mask(self, picture: Reference) -> Tensor:
-        """Returns the object's mask [H, W, 1] in [0, 1]."""
+    def mask(self, picture: Reference) -> Float[Tensor, "H W 1"]:
+        """Returns the object's mask in [0, 1]."""
         alpha = picture.rgba[..., 3:]
         return alpha if self.threshold is None else (alpha > self.threshold).to(alpha)
 
 
-def rgb(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+def rgb(image: Image, views: Views, picture: Reference, mask: Float[Tensor, "H W 1"]) -> Scalar:
     return mse_loss(image.rgb, before(image, picture, mask))
 
 
-def mask(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+def mask(image: Image, views: Views, picture: Reference, mask: Float[Tensor, "H W 1"]) -> Scalar:
     return mse_loss(image.opacity, mask.expand_as(image.opacity))
 
 
-def depth(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+def depth(image: Image, views: Views, picture: Reference, mask: Float[Tensor, "H W 1"]) -> Scalar:
     """Scale and shift are those of least loss, so their own gradient is zero and is left out."""
     ours, theirs = (_centred(depth, mask) for depth in (image.depth, picture.depth))
     scale = ((ours * theirs).sum() / theirs.square().sum().clamp(min=1e-12)).detach()
     return (ours - scale * theirs).square().mean()
 
 
-def depth_rel(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+def depth_rel(image: Image, views: Views, picture: Reference, mask: Float[Tensor, "H W 1"]) -> Scalar:
     ours, theirs = (_centred(depth, mask) for depth in (image.depth, picture.depth))
     return 1 - cosine_similarity(ours, theirs, dim=0)
 
 
-def normal(image: Image, views: Views, picture: Reference, mask: Tensor) -> Tensor:
+def normal(image: Image, views: Views, picture: Reference, mask: Float[Tensor, "H W 1"]) -> Scalar:
     """Both normals are seen from the camera."""
     seen = torch.cat(axes(image, views), -1)
+    assert picture.normal is not None  # the constructor has checked it
     where = (mask[..., 0] > 0.5).expand(seen.shape[:-1])
     return 1 - cosine_similarity(seen[where], picture.normal.expand_as(seen)[where], dim=-1).mean()
 
@@ -106,16 +109,16 @@ LOSSES: dict[str, Callable[[Image, Views, Reference, Tensor], Tensor]] = {
     "rgb": rgb, "mask": mask, "depth": depth, "depth_rel": depth_rel, "normal": normal}
 
 
-def axes(image: Image, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the components [B, H, W, 1] of the normals towards the camera, upwards and to the left."""
+def axes(image: Image, views: Views) -> tuple[Float[Tensor, "B H W 1"], ...]:
+    """Returns the components of the normals towards the camera, upwards and to the left."""
     if image.normal is None:
         raise UserError("normal: the shape has no normals; set shape.normal, or normal: 0 and facing: null")
     right, up, back = views.c2w[:, None, None, :3, :3].to(image.normal).unbind(-1)
     return tuple((image.normal * axis).sum(-1, keepdim=True) for axis in (back, up, -right))
 
 
-def before(image: Image, picture: Reference, mask: Tensor) -> Tensor:
-    """Returns the picture's object [B, H, W, 3] over the background of the image."""
+def before(image: Image, picture: Reference, mask: Float[Tensor, "H W 1"]) -> Float[Tensor, "B H W 3"]:
+    """Returns the picture's object over the background of the image."""
     if image.behind is None:
         raise UserError("guidance.reference: the renderer does not tell what is behind the object; use Volume")
     return picture.rgba[..., :3] * mask + image.behind * (1 - mask)
@@ -127,7 +130,8 @@ def psnr(image: Image, picture: Reference) -> float:
     return -10 * mse_loss(image.rgb.clamp(0, 1), before(image, picture, picture.rgba[..., 3:])).log10().item()
 
 
-def _centred(depth: Tensor, mask: Tensor) -> Tensor:
+def _centred(depth: Tensor | None, mask: Tensor) -> Tensor:
     """Depth [M], of [H, W, 1] or of the one view [1, H, W, 1], over the object and less its mean."""
+    assert depth is not None  # the constructor has checked it
     inside = depth.view(mask.shape)[mask > 0.5]
     return inside - inside.mean()

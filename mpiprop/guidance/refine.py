@@ -15,6 +15,7 @@ from mpiprop.conditioning.base import Conditions
 from mpiprop.core.errors import UserError
 from mpiprop.core.schedules import Schedule, at
 from mpiprop.core.streams import Streams
+from mpiprop.guidance.base import Numbers, Scalar
 from mpiprop.guidance.distillation import GuidedEitherForm, Sample
 from mpiprop.guidance.queries import Asking, answered
 from mpiprop.priors.base import Prior
@@ -39,7 +40,7 @@ class Refine(GuidedEitherForm):
             raise UserError(f"steps {steps}: needs a number in [1, {len(prior.alpha_bar)}]")
         self.steps, self.strength = steps, strength
 
-    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Scalar, Numbers]:
         """Returns the mean squared distance of rgb to the refined picture; numbers: refine (that distance), t (of the
         noise)."""
         rgb, times = image.rgb.permute(0, 3, 1, 2), self.times(tau)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
+from mpiprop.guidance.base import Scalar
 from mpiprop.views.cameras import Image, Samples, Triangles, Views
 from mpiprop.guidance import surface_losses as surfaces
 
 
-def orient(image: Image, views: Views) -> Tensor:
+def orient(image: Image, views: Views) -> Scalar:
     """Sum over samples of weight max(0, normal . direction)^2, per pixel that is not empty: normals that face away from
     the camera. The weights are not differentiated (Ref-NeRF, eq. 11)."""
     samples = _samples(image, "orient")
@@ -26,18 +27,18 @@ def orient(image: Image, views: Views) -> Tensor:
     return _mean_where(image.opacity > 0, summed.view_as(image.opacity))
 
 
-def sparsity(image: Image, views: Views) -> Tensor:
+def sparsity(image: Image, views: Views) -> Scalar:
     """Mean of sqrt(opacity^2 + 0.01)."""
     return (image.opacity.square() + 0.01).sqrt().mean()
 
 
-def opaque(image: Image, views: Views) -> Tensor:
+def opaque(image: Image, views: Views) -> Scalar:
     """Mean binary entropy of the opacity, held in [0.001, 0.999]: pixels half covered."""
     opacity = image.opacity.clamp(1e-3, 1 - 1e-3)
     return -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
 
 
-def z_variance(image: Image, views: Views) -> Tensor:
+def z_variance(image: Image, views: Views) -> Scalar:
     """Mean, over pixels of opacity > 0.5, of the variance of depth under the weights normalised to one."""
     samples = _samples(image, "z_variance")
     opacity = image.opacity.reshape(-1)
@@ -48,26 +49,26 @@ def z_variance(image: Image, views: Views) -> Tensor:
     return _mean_where(image.opacity > 0.5, variance.view_as(image.opacity))
 
 
-def eikonal(image: Image, views: Views) -> Tensor:
+def eikonal(image: Image, views: Views) -> Scalar:
     """Mean over samples of (|slope| - 1)^2: a signed distance grows by one per world unit (TextMesh, eq. 5)."""
     if (slope := _samples(image, "eikonal").slope) is None:
         raise UserError(lacking("eikonal", {"samples"}))
     return surfaces.eikonal(slope)
 
 
-def normal_consistency(image: Image, views: Views) -> Tensor:
+def normal_consistency(image: Image, views: Views) -> Scalar:
     """Mean over the edges of 1 - cos between the normals of the vertices at both ends (Magic3D)."""
     surface = _surface(image, "normal_consistency")
     return surfaces.normal_consistency(surface.vertices, surface.faces)
 
 
-def laplacian(image: Image, views: Views) -> Tensor:
+def laplacian(image: Image, views: Views) -> Scalar:
     """Mean over the vertices of |sum over neighbours of v - neighbour| (ProlificDreamer)."""
     surface = _surface(image, "laplacian")
     return surfaces.laplacian(surface.vertices, surface.faces)
 
 
-def normal_smooth(image: Image, views: Views) -> Tensor:
+def normal_smooth(image: Image, views: Views) -> Scalar:
     """Mean of the squared differences between the normals of pixels side by side, and of those one above the other, as a
     picture (n + 1) / 2 on black shows them (threestudio's)."""
     if image.normal is None:
@@ -76,7 +77,7 @@ def normal_smooth(image: Image, views: Views) -> Tensor:
     return shown.diff(dim=1).square().mean() + shown.diff(dim=2).square().mean()
 
 
-def normal_smooth_3d(image: Image, views: Views) -> Tensor:
+def normal_smooth_3d(image: Image, views: Views) -> Scalar:
     """Mean over samples of |n(x) - n(x + d)|, each coordinate for itself, d normal with a deviation of 0.01 (threestudio's,
     whose d differs from sample to sample of a ray)."""
     samples = _samples(image, "3d_normal_smooth")

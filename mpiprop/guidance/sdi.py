@@ -9,6 +9,8 @@ alpha the gradient is x - x0(x_t): the render less the clean picture that the pr
 The authors' code inverts up to t + U[0, T / 10) and asks the prior at t all the same; here both are t.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
@@ -34,7 +36,7 @@ class SDI(Guided):
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "snr",
                  t_min: Schedule = ((0, 0.98), (10000, 0.25)), t_max: Schedule = ((0, 0.98), (10000, 0.25)),
                  inversion_scale: Schedule = -7.5, inversion_steps: int = 10, inversion_noise: float = 0.3,
-                 **keys: object) -> None:
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, weighting=weighting, t_min=t_min, t_max=t_max, **keys)
         if not 1 <= inversion_steps <= len(prior.alpha_bar):
             raise UserError(f"inversion_steps {inversion_steps}: needs a number in [1, {len(prior.alpha_bar)}]")

@@ -1,6 +1,6 @@
 """Score distillation sampling (DreamFusion, Eq. (3)): render, add noise, and follow what the prior would take away."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ class SDS(GuidedEitherForm):
     name, baseline = "sds", 1.0
 
     def __init__(self, prior: Prior, prompts: Conditions, *, scale: Schedule = 100.0, cfg: Literal["A", "B"] = "A",
-                 **keys: object) -> None:
+                 **keys: Any) -> None:
         super().__init__(prior, prompts, scale=scale, cfg=cfg, **keys)
 
     def residual(self, sample: Sample) -> Asking[Tensor]:

@@ -7,6 +7,8 @@ takes (D - x) / sigma' as the score, where D = z - sigma' eps_guided is the deno
 with w = 1. Without variance reduction z takes the place of x: the same expectation, and usually more variance.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mpiprop.conditioning.base import Conditions
@@ -27,7 +29,7 @@ class SJC(Guided):
     name = "sjc"
 
     def __init__(self, prior: Prior, prompts: Conditions, *, weighting: Weighting = "uniform",
-                 scale: Schedule = 101.0, var_red: bool = True, **keys: object) -> None:
+                 scale: Schedule = 101.0, var_red: bool = True, **keys: Any) -> None:
         super().__init__(prior, prompts, weighting=weighting, scale=scale, **keys)
         self.var_red, self.baseline = var_red, float(var_red)
 

@@ -17,9 +17,10 @@ biased. Any phi is allowed. A poor one only reduces no variance, and its weight 
 Letters: B views, L noise levels, V variates, x_t, eps and h [B, C, h, w], depths [B, H, W].
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
@@ -27,7 +28,7 @@ from mpiprop.core.variance import LEVELS, by_level
 from mpiprop.estimators.base import Decoder, Estimator
 from mpiprop.estimators.relief import alignment, correlation, inverse_depth
 from mpiprop.guidance.distillation import Sample
-from mpiprop.priors.base import alpha_sigma
+from mpiprop.priors.base import Latents, alpha_sigma
 
 RIDGE = 1e-6  # added to the diagonal of G, times its mean
 GRAD_SCALE = 2.0 ** 12  # of phi while it is differentiated, which keeps gradients within the range of half precision
@@ -40,7 +41,7 @@ class Noise:
     """
 
     V = 1
-    free = (0,)  # the variates whose weights are sought; those of the others are 0
+    free: tuple[int, ...] = (0,)  # the variates whose weights are sought; those of the others are 0
 
     def __init__(self, *, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
@@ -52,13 +53,14 @@ class Noise:
         """Returns the running averages, which ride in theta."""
         return {"gram": self.gram}
 
-    def renewed(self, name: str, state: Tensor, measured: Tensor) -> Tensor:
-        """Returns the averages [L, V + 1, V + 1] after a step that measured these sums of products."""
+    def renewed(self, name: str, state: Float[Tensor, "L n n"], measured: Float[Tensor, "L n n"]
+                ) -> Float[Tensor, "L n n"]:
+        """Returns the averages, n = V + 1, after a step that measured these sums of products."""
         seen = measured.diagonal(dim1=1, dim2=2).sum(1) > 0
         return torch.where(seen.view(-1, 1, 1), self.decay * state + measured, state)
 
-    def __call__(self, residual: Tensor, baseline: float, sample: Sample) -> Tensor:
-        """Returns the residual [B, C, h, w] less the variates, in the place of `baseline` times the noise; tells the mean
+    def __call__(self, residual: Latents, baseline: float, sample: Sample) -> Latents:
+        """Returns the residual less the variates, in the place of `baseline` times the noise; tells the mean
         weights, and the sums of products."""
         f, h = residual + baseline * sample.eps, self.variates(sample)
         mu = self.weights(baseline, self.gram)[sample.level].to(f)  # [B, V]
@@ -66,12 +68,12 @@ class Noise:
         sample.told.update({"gram": sums, **{f"mu_{i}": mu[:, i].mean() for i in range(self.V)}})
         return f - sum(mu[:, i].view(-1, 1, 1, 1) * h[i] for i in range(self.V))
 
-    def variates(self, sample: Sample) -> list[Tensor]:
-        """Returns the V variates, each [B, C, h, w] of mean zero."""
+    def variates(self, sample: Sample) -> list[Latents]:
+        """Returns the V variates, each of mean zero."""
         return [sample.eps]
 
-    def weights(self, baseline: float, gram: Tensor) -> Tensor:
-        """Returns the weights [L, V] of running averages; those of the distillation itself, (`baseline`, 0), for levels
+    def weights(self, baseline: float, gram: Float[Tensor, "L n n"]) -> Float[Tensor, "L V"]:
+        """Returns the weights of running averages; those of the distillation itself, (`baseline`, 0), for levels
         that no step has seen."""
         V, free, gram = self.V, list(self.free), gram.double()
         G, r = gram[:, free][:, :, free], gram[:, free, V]
@@ -98,7 +100,7 @@ class Stein(Noise):
     V = 2
 
     def __init__(self, estimator: Estimator, decoder: Decoder | None = None, *, phi: Literal["depth", "normal"] = "depth",
-                 noise: bool = True, **keys: object) -> None:
+                 noise: bool = True, **keys: Any) -> None:
         super().__init__(**keys)
         self.estimator, self.decoder, self.free = estimator, decoder, (0, 1) if noise else (1,)
         self.compare = {"depth": correlation, "normal": alignment}[phi]
@@ -113,19 +115,20 @@ class Stein(Noise):
         sigma = alpha_sigma(sample.prior, sample.t)[1]
         return [sample.eps, steins(sample.eps, phi.detach(), slope / GRAD_SCALE, sigma)]
 
-    def phi(self, x_t: Tensor, sample: Sample) -> Tensor:
-        """Returns phi [B], differentiable in x_t; the render is held fixed. It is 1 where either depth is constant."""
+    def phi(self, x_t: Latents, sample: Sample) -> Float[Tensor, " B"]:
+        """Returns phi, differentiable in x_t; the render is held fixed. It is 1 where either depth is constant."""
         found = self.estimator((self.decoder or sample.prior.pictures)(x_t))
-        true, seen = inverse_depth(sample.image, found.shape[-2:])
+        assert sample.image is not None
+        true, seen = inverse_depth(sample.image, (found.shape[1], found.shape[2]))
         return 1 - self.compare(found, true, seen)
 
 
-def steins(eps: Tensor, phi: Tensor, slope: Tensor, sigma: Tensor) -> Tensor:
-    """Returns eps phi - sigma slope, for phi [B] and its gradient in x_t."""
+def steins(eps: Latents, phi: Float[Tensor, " B"], slope: Latents, sigma: Tensor) -> Latents:
+    """Returns eps phi - sigma slope, for phi and its gradient in x_t."""
     return eps * phi.view(-1, 1, 1, 1) - sigma * slope
 
 
-def products(vectors: list[Tensor]) -> Tensor:
-    """Returns the inner products [B, n, n] of n vectors of each view."""
+def products(vectors: list[Tensor]) -> Float[Tensor, "B n n"]:
+    """Returns the inner products of n vectors of each view."""
     rows = torch.stack([vector.flatten(1) for vector in vectors], 1)
     return rows @ rows.mT

@@ -5,28 +5,30 @@ and no table of edges is needed; N points. All are differentiable in the vertice
 """
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mpiprop.geometry.triangles import vertex_normals
+from mpiprop.guidance.base import Scalar
 
 
-def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Mean over the edges of 1 - cos between the normals of vertices [V, 3] at both ends (Magic3D's, weight 10 000)."""
+def normal_consistency(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Scalar:
+    """Mean over the edges of 1 - cos between the normals of vertices at both ends (Magic3D's, weight 10 000)."""
     start, end = _walked(faces)
     once = start < end
     normals = vertex_normals(vertices, faces)
     return 1 - (normals[start[once]] * normals[end[once]]).sum(-1).mean()
 
 
-def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Mean over the vertices [V, 3] of |sum over neighbours of v - neighbour|, the uniform Laplacian."""
+def laplacian(vertices: Float[Tensor, "V 3"], faces: Int[Tensor, "F 3"]) -> Scalar:
+    """Mean over the vertices of |sum over neighbours of v - neighbour|, the uniform Laplacian."""
     start, end = _walked(faces)
     rows = torch.zeros_like(vertices).index_add(0, start, vertices[start] - vertices[end])
     return (rows.square().sum(-1) + 1e-20).sqrt().mean()
 
 
-def eikonal(slope: Tensor) -> Tensor:
-    """Mean of (|slope| - 1)^2 over gradients [N, 3] of a signed distance."""
+def eikonal(slope: Float[Tensor, "N 3"]) -> Scalar:
+    """Mean of (|slope| - 1)^2 over gradients of a signed distance."""
     return ((slope.square().sum(-1) + 1e-20).sqrt() - 1).square().mean()
 
 

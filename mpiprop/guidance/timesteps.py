@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Generator, Tensor
 
 Weighting = Literal["sds", "uniform", "fantasia3d", "snr"]
@@ -15,8 +16,9 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def uniform_timesteps(rng: Generator, B: int, lo: int, hi: int, per_sample: bool = True, group: int = 1) -> Tensor:
-    """Returns timesteps [B], uniform over the closed interval [lo, hi], one for each `group` of views; one for all unless
+def uniform_timesteps(rng: Generator, B: int, lo: int, hi: int, per_sample: bool = True, group: int = 1
+                      ) -> Int[Tensor, " {B}"]:
+    """Returns timesteps, uniform over the closed interval [lo, hi], one for each `group` of views; one for all unless
     per_sample."""
     each = group if per_sample else B
     return torch.randint(lo, hi + 1, (-(-B // each),), generator=rng).repeat_interleave(each)[:B]

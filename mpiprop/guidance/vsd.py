@@ -5,6 +5,7 @@ numbers are part of theta: its gradient comes with the scene's, from one call, a
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class VSD(GuidedEitherForm):
     name = "vsd"
 
     def __init__(self, prior: Prior, prompts: Conditions, lora: Lora, *, lora_weight: Schedule = 1.0,
-                 camera_drop: float = 0.1, camera_scale: float = 1.0, **keys: object) -> None:
+                 camera_drop: float = 0.1, camera_scale: float = 1.0, **keys: Any) -> None:
         super().__init__(prior, prompts, **keys)
         self.lora, self.lora_weight = lora, lora_weight
         self.camera_drop, self.camera_scale = camera_drop, camera_scale

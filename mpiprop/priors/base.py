@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
@@ -15,6 +16,11 @@ from mpiprop.core.streams import Streams
 from mpiprop.priors.vocabulary import Vocabulary
 
 
+Latents = Float[Tensor, "B C h w"]  # images in the space that a prior denoises, in any state of noise
+Timesteps = Int[Tensor, " B"]
+Pictures = Float[Tensor, "B 3 H W"]
+Embeddings = Float[Tensor, "B N E"]  # of a text for each image
+PerImage = Float[Tensor, "B 1 1 1"]
 Inputs = Mapping[str, Tensor]
 """What a network reads beside x_t and t, by the names of `Prior.eps`'s parameters, a row for each image: text [B, N, E],
 and of some priors image [B, C, h, w] or camera [B, 16]."""
@@ -27,7 +33,7 @@ class Prior(Protocol):
     """
 
     device: torch.device
-    alpha_bar: Tensor  # [T] float64 on the CPU, the cumulative product of 1 - beta
+    alpha_bar: Float[Tensor, " T"]  # float64 on the CPU, the cumulative product of 1 - beta
     group: int  # adjacent views that are denoised together
     reads: frozenset[str]  # the conditions that it needs: text, camera, picture
     vocabulary: Vocabulary | None  # all words that it knows; None: no such list
@@ -43,39 +49,38 @@ class Prior(Protocol):
         """Returns the bytes of the networks that stay on the device. Encoders of texts and pictures are freed after use and
         do not count."""
 
-    def embed(self, strings: Sequence[str]) -> Tensor:
-        """Encodes texts, then frees the encoder. Returns [V, N, E] float32 on the CPU."""
+    def embed(self, strings: Sequence[str]) -> Float[Tensor, "V N E"]:
+        """Encodes texts, then frees the encoder. Returns float32 on the CPU."""
 
     def ends(self, strings: Sequence[str]) -> list[int]:
         """Returns the place of the end token in each text's embedding: its state stands for the whole text."""
 
-    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
-        """Returns x0 of images [B, 3, H, W] in [0, 1] of any size; differentiable."""
+    def encode(self, rgb: Pictures, rng: Streams) -> Latents:
+        """Returns x0 of images in [0, 1] of any size; differentiable."""
 
-    def pictures(self, x: Tensor) -> Tensor:
-        """Returns the images [B, 3, H, W] of x in any state of noise, not clamped to [0, 1]; differentiable."""
+    def pictures(self, x: Latents) -> Pictures:
+        """Returns the images of x in any state of noise, not clamped to [0, 1]; differentiable."""
 
-    def decode(self, x0: Tensor) -> Tensor:
-        """Returns the images [B, 3, H, W] in [0, 1] of x0."""
+    def decode(self, x0: Latents) -> Pictures:
+        """Returns the images in [0, 1] of x0."""
 
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, **inputs: Tensor) -> Tensor:
-        """Returns the noise predicted in x_t at timesteps t [B] under text [B, N, E] and other `Inputs`; not
-        differentiable."""
+    def eps(self, x_t: Latents, t: Timesteps, text: Embeddings, **inputs: Tensor) -> Latents:
+        """Returns the noise predicted in x_t at timesteps t under a text and other `Inputs`; not differentiable."""
 
 
-def alpha_sigma(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns alpha_t and sigma_t [B, 1, 1, 1] on the device of timesteps t [B]: x_t = alpha_t x0 + sigma_t eps."""
+def alpha_sigma(prior: Prior, t: Timesteps) -> tuple[PerImage, PerImage]:
+    """Returns alpha_t and sigma_t on the device of timesteps t: x_t = alpha_t x0 + sigma_t eps."""
     bar = alpha_bar_at(prior, t)
     return bar.sqrt(), (1 - bar).sqrt()
 
 
-def alpha_bar_at(prior: Prior, t: Tensor) -> Tensor:
-    """Returns alpha_bar_t [B, 1, 1, 1] float32 on the device of timesteps t [B]."""
+def alpha_bar_at(prior: Prior, t: Timesteps) -> PerImage:
+    """Returns alpha_bar_t, float32 on the device of timesteps t."""
     return prior.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
 
 
-def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
-    """Returns alpha_bar [T] float64 of a complete diffusers scheduler configuration. Raises UserError for an unsupported
+def alpha_bar(scheduler: Mapping[str, Any]) -> Float[Tensor, " T"]:
+    """Returns alpha_bar, float64, of a complete diffusers scheduler configuration. Raises UserError for an unsupported
     one."""
     T, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
     start, end = scheduler["beta_start"], scheduler["beta_end"]

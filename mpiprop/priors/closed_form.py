@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
-from mpiprop.priors.base import alpha_bar
+from mpiprop.priors.base import Latents, Pictures, Timesteps, alpha_bar
 from mpiprop.priors.vocabulary import Vocabulary
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "orange": (1.0, 0.5, 0.0), "yellow": (0.95, 0.85, 0.1), "green": (0.1, 0.65, 0.15),
@@ -50,8 +51,8 @@ class ClosedForm:
         """Returns 0: there are no weights."""
         return 0
 
-    def embed(self, strings: Sequence[str]) -> Tensor:
-        """Returns the disc's colour [V, 1, 3] in each text."""
+    def embed(self, strings: Sequence[str]) -> Float[Tensor, "V N E"]:
+        """Returns the disc's colour, one token of width 3, in each text."""
         def colour(words: list[str]) -> Tensor:
             rgb = next((COLOURS[word] for word in words if word in COLOURS), GREY)
             return torch.tensor(rgb) * next((SHADES[word] for word in words if word in SHADES), 0.75)
@@ -62,24 +63,24 @@ class ClosedForm:
         """Returns zeros: there is one token."""
         return [0] * len(strings)
 
-    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
+    def encode(self, rgb: Pictures, rng: Streams) -> Latents:
         """Returns the images in [-1, 1] at the prior's size; no random draws."""
         return F.interpolate(rgb, (self.size, self.size), mode="bilinear", align_corners=False) * 2 - 1
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def pictures(self, x: Latents) -> Pictures:
         """Returns the images of x, not clamped to [0, 1]; differentiable."""
         return x / 2 + 0.5
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Latents) -> Pictures:
         """Returns the images in [0, 1]."""
         return self.pictures(x0).clamp(0, 1)
 
-    def mean(self, text: Tensor) -> Tensor:
-        """Returns mu [B, 3, h, w] in [-1, 1] for text [B, 1, 3]."""
+    def mean(self, text: Float[Tensor, "B 1 3"]) -> Float[Tensor, "B 3 h w"]:
+        """Returns mu in [-1, 1]."""
         return 1 - 2 * self.disc * (1 - text[:, 0, :, None, None])
 
     @torch.no_grad()
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def eps(self, x_t: Latents, t: Timesteps, text: Float[Tensor, "B 1 3"]) -> Latents:
         """Returns E[eps | x_t]."""
         bar = self.alpha_bar.to(t.device)[t].float().view(-1, 1, 1, 1)
         return (1 - bar).sqrt() * (x_t - bar.sqrt() * self.mean(text)) / (bar * self.spread ** 2 + 1 - bar)

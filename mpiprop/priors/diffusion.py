@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal
-from mpiprop.priors.base import alpha_bar, alpha_sigma
+from mpiprop.priors.base import Embeddings, Latents, Pictures, Timesteps, alpha_bar, alpha_sigma
 from mpiprop.priors.networks import Network
 from mpiprop.priors.ldm import Original
 from mpiprop.priors.parts import KINDS, Parts
@@ -97,24 +98,25 @@ class Diffusion:
         return self.place("unet")
 
     @torch.no_grad()
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, image: Tensor | None = None, camera: Tensor | None = None) -> Tensor:
-        """Returns the predicted noise [B, C, h, w] float32."""
+    def eps(self, x_t: Latents, t: Timesteps, text: Embeddings,
+            image: Float[Tensor, "B Ci h w"] | None = None, camera: Float[Tensor, "B 16"] | None = None) -> Latents:
+        """Returns the predicted noise, float32."""
         x = x_t if image is None else torch.cat([x_t, image], 1)
         told = {} if camera is None else {"class_labels": camera.to(self.dtype)}
         out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **told).sample
         return self.noise_of(out[:, : x_t.shape[1]].float(), x_t, t)  # DeepFloyd appends a variance
 
-    def pictures(self, x: Tensor) -> Tensor:
-        """Returns the images [B, 3, H, W] of x, not clamped to [0, 1]; differentiable."""
+    def pictures(self, x: Latents) -> Pictures:
+        """Returns the images of x, not clamped to [0, 1]; differentiable."""
         return x.float() / 2 + 0.5
 
     @torch.no_grad()
-    def decode(self, x0: Tensor) -> Tensor:
-        """Returns the images [B, 3, H, W] in [0, 1] of x0."""
+    def decode(self, x0: Latents) -> Pictures:
+        """Returns the images in [0, 1] of x0."""
         return self.pictures(x0).clamp(0, 1)
 
-    def noise_of(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Converts a network's output [B, C, h, w], noise or v, to noise: eps = alpha v + sigma x_t."""
+    def noise_of(self, out: Latents, x_t: Latents, t: Timesteps) -> Latents:
+        """Converts a network's output, noise or v, to noise: eps = alpha v + sigma x_t."""
         if self.prediction == "epsilon":
             return out
         alpha, sigma = alpha_sigma(self, t)
@@ -161,7 +163,7 @@ class Latent(Diffusion):
     def vae(self) -> nn.Module:
         return self.place("vae")
 
-    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
+    def encode(self, rgb: Pictures, rng: Streams) -> Latents:
         """Returns a sample [B, C, h, w] of the VAE's posterior, scaled to unit deviation; differentiable in rgb."""
         made = self.vae.encode(to_model(rgb, self.resolution).to(self.dtype))
         if self._vae == "AutoencoderTiny":
@@ -171,7 +173,7 @@ class Latent(Diffusion):
             x0 = q.mean + q.std * rng.rows("posterior", normal, *q.mean.shape).to(q.mean)
         return (x0.to(rgb.dtype) - self.shift) * self.scale
 
-    def pictures(self, x: Tensor) -> Tensor:
+    def pictures(self, x: Latents) -> Pictures:
         """Returns the images [B, 3, H, W] that the VAE decodes from x, not clamped; differentiable."""
         return super().pictures(self.vae.decode((x / self.scale + self.shift).to(self.dtype)).sample)
 
@@ -188,7 +190,7 @@ class TextLatent(Latent):
         """Returns notes on what the encoder cuts off or does not know, a line each."""
         return lost(*self._tokens, strings, words_too=self.vocabulary is None)
 
-    def embed(self, strings: Sequence[str]) -> Tensor:
+    def embed(self, strings: Sequence[str]) -> Float[Tensor, "V N E"]:
         """Returns the last hidden states [V, N, E] of the CLIP text encoder."""
         tokenizer, length = self._tokens
         return encode(tokenizer, self.place("text_encoder"), strings, length)
@@ -247,8 +249,8 @@ class DeepFloyd(Diffusion):
         """Returns notes on what the encoder cuts off or does not know, a line each."""
         return lost(self._tokenizer, self.TOKENS, _plain(strings))
 
-    def embed(self, strings: Sequence[str]) -> Tensor:
-        """Returns the last hidden states [V, 77, E] of T5, padding masked."""
+    def embed(self, strings: Sequence[str]) -> Float[Tensor, "V N E"]:
+        """Returns the last hidden states, N = 77, of T5, padding masked."""
         return encode(self._tokenizer, self.place("text_encoder"), _plain(strings), self.TOKENS, masked=True)
 
     def ends(self, strings: Sequence[str]) -> list[int]:
@@ -261,13 +263,13 @@ class DeepFloyd(Diffusion):
 
         return self.parts.tokenizer(T5Tokenizer)
 
-    def encode(self, rgb: Tensor, rng: Streams) -> Tensor:
-        """Returns the pixels [B, 3, h, w] in [-1, 1] at the model's resolution; no random draws."""
+    def encode(self, rgb: Pictures, rng: Streams) -> Latents:
+        """Returns the pixels in [-1, 1] at the model's resolution; no random draws."""
         return to_model(rgb, self.config["sample_size"])
 
 
-def to_model(rgb: Tensor, size: int) -> Tensor:
-    """Resizes images [B, 3, H, W] in [0, 1] to [B, 3, size, size] in [-1, 1]."""
+def to_model(rgb: Pictures, size: int) -> Float[Tensor, "B 3 {size} {size}"]:
+    """Resizes images in [0, 1] and maps them to [-1, 1]."""
     return F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False) * 2 - 1
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal, uniform
-from mpiprop.priors.base import Prior, alpha_sigma
+from mpiprop.priors.base import Embeddings, Latents, Prior, Timesteps, alpha_sigma
 from mpiprop.priors.diffusion import Diffusion
 
 CAMERA = 16  # numbers of a camera: its c2w matrix
@@ -72,7 +73,8 @@ class Lora(nn.Module):
         """Returns the network with the adapter of step tau."""
         return Adapted(self, tau)
 
-    def loss(self, x0: Tensor, t: Tensor, noise: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
+    def loss(self, x0: Latents, t: Timesteps, noise: Latents, text: Embeddings,
+             camera: Float[Tensor, "B 16"], tau: int) -> Float[Tensor, ""]:
         """Returns the mean squared error of the network's output, noise or v, when denoising x0; differentiable in the
         adapter of step tau alone."""
         alpha, sigma = alpha_sigma(self.prior, t)
@@ -80,8 +82,9 @@ class Lora(nn.Module):
         target = noise if self.prior.prediction == "epsilon" else alpha * noise - sigma * x0
         return F.mse_loss(self.predict(alpha * x0 + sigma * noise, t, text, camera, tau), target)
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor, tau: int) -> Tensor:
-        """Returns the network's output [B, C, h, w], noise or v, with the adapter of step tau, under camera [B, 16]."""
+    def predict(self, x_t: Latents, t: Timesteps, text: Embeddings, camera: Float[Tensor, "B 16"],
+                tau: int) -> Latents:
+        """Returns the network's output, noise or v, with the adapter of step tau, under a camera."""
         dtype, scale = self.prior.dtype, x_t.numel()
         lane = self.lanes[tau % len(self.lanes)]
         adapter, embedding = lane["adapter"].view(-1), lane["camera"].view(-1)
@@ -108,8 +111,8 @@ class Adapted:
     tau: int
 
     @torch.no_grad()
-    def eps(self, x_t: Tensor, t: Tensor, text: Tensor, camera: Tensor) -> Tensor:
-        """Returns the noise [B, C, h, w] predicted in x_t at timesteps t [B], under camera [B, 16]."""
+    def eps(self, x_t: Latents, t: Timesteps, text: Embeddings, camera: Float[Tensor, "B 16"]) -> Latents:
+        """Returns the noise predicted in x_t at timesteps t, under a camera."""
         return self.lora.prior.noise_of(self.lora.predict(x_t, t, text, camera, self.tau), x_t, t)
 
 

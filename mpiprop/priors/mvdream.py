@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
@@ -36,8 +37,8 @@ class Joined:
         return self.within(attn, joined, None, attention_mask, temb).view_as(hidden_states)
 
 
-def camera_labels(c2w: Tensor) -> Tensor:
-    """Returns the model's camera input [B, 16] for cameras [B, 4, 4]: the matrix row by row, its translation normalised.
+def camera_labels(c2w: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 16"]:
+    """Returns the model's camera input: the matrix row by row, its translation normalised.
 
     The axes are Blender's, in which MVDream was trained: columns right, up, -look; world z up, the front at +x.
     """

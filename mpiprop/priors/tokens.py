@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
 
 
-def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False) -> Tensor:
-    """Returns the encoder's last hidden states [V, length, E], float32 on the CPU. A text that is too long loses its last
+def encode(tokenizer: Any, encoder: nn.Module, strings: Sequence[str], length: int, masked: bool = False
+           ) -> Float[Tensor, "V {length} E"]:
+    """Returns the encoder's last hidden states, float32 on the CPU. A text that is too long loses its last
     words and keeps its end token; `lost` reports them."""
     tokens = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = tokens["attention_mask"].to(encoder.device) if masked else None

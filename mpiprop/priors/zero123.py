@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.errors import UserError
@@ -69,11 +70,11 @@ class Zero123(Latent):
         raise UserError("Zero-1-to-3 is shown a picture and reads no text; give prompts: {use: FromPicture}")
 
     @torch.no_grad()
-    def see(self, picture: Reference) -> tuple[Tensor, Tensor]:
+    def see(self, picture: Reference) -> tuple[Float[Tensor, "5 C"], Float[Tensor, "4 h w"]]:
         """Encodes the picture, before white, and frees the image encoder.
 
-        Returns the parts [1 + 4, C] of the token (of the picture, and of each number of a pose), and the picture's latents
-        [4, h, w], not scaled; both on the CPU.
+        Returns the parts of the token (of the picture, and of each number of a pose), and the picture's latents,
+        not scaled; both on the CPU.
         """
         rgba = picture.resized(self.resolution).rgba.permute(2, 0, 1)[None].to(self.device)
         rgb = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]

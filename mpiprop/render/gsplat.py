@@ -5,6 +5,7 @@ make gradients differ in their last bits from run to run. Letters as in `splat`.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.errors import RunError
@@ -12,7 +13,8 @@ from mpiprop.shapes.clouds.base import Splats
 from mpiprop.views.cameras import Screen, Views
 
 
-def rasterize(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> tuple[Tensor, Screen]:
+def rasterize(splats: Splats, channels: Float[Tensor, "B N 4"], views: Views, near: float, far: float
+              ) -> tuple[Float[Tensor, "B H W 5"], Screen]:
     """As splat.rasterize."""
     try:
         from gsplat import rasterization

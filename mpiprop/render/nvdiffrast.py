@@ -8,13 +8,14 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mpiprop.core.errors import RunError
 from mpiprop.render.raster import Fragments
 
 
-def rasterize(positions: Tensor, faces: Tensor, size: tuple[int, int]) -> Fragments:
+def rasterize(positions: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], size: tuple[int, int]) -> Fragments:
     """As raster.rasterize."""
     library, context = _library(positions.device)
     raster, _ = library.rasterize(context, _downwards(positions), faces.int(), size, grad_db=False)
@@ -24,13 +25,15 @@ def rasterize(positions: Tensor, faces: Tensor, size: tuple[int, int]) -> Fragme
     return Fragments(face, barycentric, torch.where(covered, depth, 1.0).detach())
 
 
-def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
+def interpolate(attributes: Float[Tensor, "b V C"], faces: Int[Tensor, "F 3"], fragments: Fragments
+                ) -> Float[Tensor, "B H W C"]:
     """As raster.interpolate."""
     library, _ = _library(attributes.device)
     return library.interpolate(attributes.contiguous(), _raster(fragments), faces.int())[0]
 
 
-def antialias(colour: Tensor, fragments: Fragments, positions: Tensor, faces: Tensor, adjacent: Tensor) -> Tensor:
+def antialias(colour: Float[Tensor, "B H W C"], fragments: Fragments, positions: Float[Tensor, "B V 4"],
+              faces: Int[Tensor, "F 3"], adjacent: Int[Tensor, "F 3"]) -> Float[Tensor, "B H W C"]:
     """As raster.antialias, but only the face at the centre of a pixel can end there; `adjacent` is unused."""
     library, _ = _library(colour.device)
     return library.antialias(colour.contiguous(), _raster(fragments), _downwards(positions), faces.int())

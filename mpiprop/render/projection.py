@@ -7,6 +7,7 @@ Letters: K points on the surface, B views, H x W pixels.
 import math
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
@@ -27,11 +28,11 @@ def all_around(distance: float, fovy: float, size: int) -> Views:
 
 
 @torch.no_grad()
-def project(x: Tensor, normals: Tensor, vertices: Tensor, faces: Tensor, views: Views, pictures: Tensor,
-            opaque: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours [K, 3] of points [K, 3] with outward unit normals [K, 3] on the mesh of vertices [V, 3] and faces [F, 3], and
-    which of them [K] any view sees: one that faces it, that nothing is before, and whose picture [B, H, W, 3] is `opaque`
-    [B, H, W, 1] > 0.5 there. The first view that does decides."""
+def project(x: Float[Tensor, "K 3"], normals: Float[Tensor, "K 3"], vertices: Float[Tensor, "V 3"],
+            faces: Int[Tensor, "F 3"], views: Views, pictures: Float[Tensor, "B H W 3"], opaque: Shaped[Tensor, "B H W 1"]
+            ) -> tuple[Float[Tensor, "K 3"], Bool[Tensor, " K"]]:
+    """Colours of points with outward unit normals on the mesh of `vertices` and `faces`, and which of them any view sees:
+    one that faces it, that nothing is before, and whose picture is `opaque` > 0.5 there. The first view that does decides."""
     colours, found = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for i in range(len(views)):
         view, rest = views[i:i + 1], (~found).nonzero()[:, 0]

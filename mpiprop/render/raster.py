@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mpiprop.views.cameras import Views
@@ -27,21 +28,22 @@ HOPS = 64  # faces between a pixel centre and a silhouette half a pixel away, at
 class Fragments:
     """What each pixel centre sees of a mesh."""
 
-    face: Tensor  # [B, H, W] int64, -1 where empty
-    barycentric: Tensor  # [B, H, W, 3] perspective-correct, zero where empty; differentiable in the positions
-    depth: Tensor  # [B, H, W] z / w in [-1, 1], 1 where empty; without gradient
+    face: Int[Tensor, "B H W"]  # int64, -1 where empty
+    barycentric: Float[Tensor, "B H W 3"]  # perspective-correct, zero where empty; differentiable in the positions
+    depth: Float[Tensor, "B H W"]  # z / w in [-1, 1], 1 where empty; without gradient
 
 
-def clip(views: Views, vertices: Tensor, near: float = 0.1, far: float = 100.0) -> Tensor:
-    """Clip positions [B, V, 4] of world positions [V, 3] or [B, V, 3]; near and far in world units along the look."""
+def clip(views: Views, vertices: Float[Tensor, "*some V 3"], near: float = 0.1, far: float = 100.0
+         ) -> Float[Tensor, "B V 4"]:
+    """Clip positions of world positions [V, 3] or [B, V, 3]; near and far in world units along the look."""
     H, W = views.size
     x, y, z = ((vertices - views.c2w[:, None, :3, 3]) @ views.c2w[:, :3, :3]).unbind(-1)
     scale = 1 / torch.tan(views.fovy / 2)[:, None]
     return torch.stack([x * scale * (H / W), y * scale, -((far + near) * z + 2 * far * near) / (far - near), -z], -1)
 
 
-def rasterize(positions: Tensor, faces: Tensor, size: tuple[int, int]) -> Fragments:
-    """The nearest face at each pixel centre, from clip positions [B, V, 4] and corners [F, 3] (int64); of equally near
+def rasterize(positions: Float[Tensor, "B V 4"], faces: Int[Tensor, "F 3"], size: tuple[int, int]) -> Fragments:
+    """The nearest face at each pixel centre, from clip positions and corners (int64); of equally near
     faces the first. A centre on an edge between two faces belongs to exactly one. Differentiable in the positions."""
     H, W = size
     points = _points(positions, size)
@@ -55,8 +57,9 @@ def rasterize(positions: Tensor, faces: Tensor, size: tuple[int, int]) -> Fragme
     return Fragments(face, barycentric.view(*face.shape, 3), depth.to(positions.dtype))
 
 
-def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
-    """Attributes [B, H, W, C] of what the pixels see, zero where empty, from those of the vertices [B or 1, V, C]."""
+def interpolate(attributes: Float[Tensor, "b V C"], faces: Int[Tensor, "F 3"], fragments: Fragments
+                ) -> Float[Tensor, "B H W C"]:
+    """Attributes of what the pixels see, zero where empty, from those of the vertices (b = B, or 1 for all views)."""
     pixel, corners = _covered(fragments.face, faces, *attributes.shape[:2])
     values = attributes.flatten(0, 1).index_select(0, corners.flatten()).view(-1, 3, attributes.shape[-1])
     weights = fragments.barycentric.flatten(0, 2).index_select(0, pixel)
@@ -65,8 +68,8 @@ def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tens
     return image.view(*fragments.face.shape, -1)
 
 
-def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
-    """Colours [..., C] of a texture [H, W, C] at uv [..., 2], bilinear between texel centres and clamped at the border;
+def sample_texture(texture: Float[Tensor, "H W C"], uv: Float[Tensor, "*N 2"]) -> Float[Tensor, "*N C"]:
+    """Colours of a texture at uv, bilinear between texel centres and clamped at the border;
     (0, 0) is the lower left corner of the picture, whose row 0 is its top."""
     H, W, C = texture.shape
     x, y = (uv[..., 0] * W - 0.5).clamp(0, W - 1), ((1 - uv[..., 1]) * H - 0.5).clamp(0, H - 1)
@@ -81,8 +84,8 @@ def sample_texture(texture: Tensor, uv: Tensor) -> Tensor:
                       torch.lerp(texel(below, left), texel(below, right), x), y)
 
 
-def neighbours(faces: Tensor) -> Tensor:
-    """The face [F, 3] across the edge from corner k to corner k + 1; -1 at borders and where more than two faces meet
+def neighbours(faces: Int[Tensor, "F 3"]) -> Int[Tensor, "F 3"]:
+    """The face across the edge from corner k to corner k + 1; -1 at borders and where more than two faces meet
     or two that are not oriented alike."""
     start, end = faces, faces.roll(-1, 1)
     edge, order = (torch.minimum(start, end) << 31 | torch.maximum(start, end)).flatten().sort(stable=True)
@@ -95,9 +98,10 @@ def neighbours(faces: Tensor) -> Tensor:
     return across.view(-1, 3)
 
 
-def antialias(colour: Tensor, fragments: Fragments, positions: Tensor, faces: Tensor, adjacent: Tensor) -> Tensor:
-    """The image [B, H, W, C] with pixels blended across visible silhouettes as far as these reach into them, which is
-    what gives the positions [B, V, 4] their gradient there (Laine et al., section 3.4). `adjacent` = neighbours(faces).
+def antialias(colour: Float[Tensor, "B H W C"], fragments: Fragments, positions: Float[Tensor, "B V 4"],
+              faces: Int[Tensor, "F 3"], adjacent: Int[Tensor, "F 3"]) -> Float[Tensor, "B H W C"]:
+    """The image with pixels blended across visible silhouettes as far as these reach into them, which is
+    what gives the positions their gradient there (Laine et al., section 3.4). `adjacent` = neighbours(faces).
 
     A silhouette edge is one whose faces lie on the same side of it, or a border. Where it crosses the line between two
     pixel centres (of a row, if it is steep; else of a column), it is visible if the surface seen at the inner centre

@@ -8,6 +8,7 @@ only pairs that count are ever listed; one stable sort by pixel puts each pixel'
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
@@ -25,7 +26,7 @@ LEAST, MOST = 1 / 255, 0.99  # alphas below are nothing, those above are held
 STOP = 1e-4  # the fragment that would leave less light behind it ends its pixel
 FIELD = 1.3  # half fields of view from the axis beyond which the projection is not linearised further out
 
-Layers = tuple[Tensor, Screen]  # colour, depth and opacity [B, H, W, 5]; where the Gaussians are
+Layers = tuple[Float[Tensor, "B H W 5"], Screen]  # colour, depth and opacity; where the Gaussians are
 
 
 class Splat(Renderer):
@@ -54,8 +55,8 @@ class Splat(Renderer):
         return Image(rgb.clamp(0, 1), opacity, depth, screen=screen, behind=behind)
 
 
-def colours(splats: Splats, views: Views) -> Tensor:
-    """What each camera sees of each Gaussian [B, N, 4]: red, green, blue >= 0, and its distance."""
+def colours(splats: Splats, views: Views) -> Float[Tensor, "B N 4"]:
+    """What each camera sees of each Gaussian: red, green, blue >= 0, and its distance."""
     towards = splats.means - views.c2w[:, None, :3, 3]
     K = splats.harmonics.shape[1]
     if K == 1:
@@ -66,8 +67,8 @@ def colours(splats: Splats, views: Views) -> Tensor:
     return torch.cat([(seen + 0.5).clamp(min=0), towards.norm(dim=-1, keepdim=True)], -1)
 
 
-def rasterize(splats: Splats, channels: Tensor, views: Views, near: float, far: float) -> Layers:
-    """Channels [B, N, 4] of the Gaussians composited, and opacity."""
+def rasterize(splats: Splats, channels: Float[Tensor, "B N 4"], views: Views, near: float, far: float) -> Layers:
+    """Channels of the Gaussians composited, and opacity."""
     screen, covariance, depth = project(splats, views)
     if screen.requires_grad:
         screen.retain_grad()
@@ -82,9 +83,10 @@ def rasterize(splats: Splats, channels: Tensor, views: Views, near: float, far: 
     return torch.stack(layers), Screen(screen, visible)
 
 
-def project(splats: Splats, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres [B, N, 2] (pixels) and covariances xx, xy, yy [B, 3, N] (px^2, blurred) on the screen, and depths along the axis
-    [B, N], not differentiable. What is behind a camera is anywhere."""
+def project(splats: Splats, views: Views
+            ) -> tuple[Float[Tensor, "B N 2"], Float[Tensor, "B 3 N"], Float[Tensor, "B N"]]:
+    """Centres (pixels) and covariances xx, xy, yy (px^2, blurred) on the screen, and depths along the axis,
+    not differentiable. What is behind a camera is anywhere."""
     H, W = views.size
     axes = (views.c2w[:, :3, :3] * views.c2w.new_tensor([1, -1, -1])).mT  # to right, down, forward
     place = axes @ (splats.means.T - views.c2w[:, :3, 3:])

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
@@ -93,15 +94,16 @@ class Volume(Renderer):
         return summed, Samples(ray, t, weights, positions, towards, at.normals, at.slope)
 
 
-def nearby_normals(field: Field, samples: Samples, rays: int, rng: Streams, displacement: float) -> Tensor:
-    """Normals [S, 3] at the samples displaced, those of one ray alike, by a normal deviate of that standard deviation."""
+def nearby_normals(field: Field, samples: Samples, rays: int, rng: Streams, displacement: float
+                   ) -> Float[Tensor, "S 3"]:
+    """Normals at the samples displaced, those of one ray alike, by a normal deviate of that standard deviation."""
     offset = rng.rows("render.nearby", normal, rays, 3).to(samples.positions.device) * displacement
     return field.probe(samples.positions + offset[samples.ray], True)[1](slice(None)).normals
 
 
-def composite_weights(thickness: Tensor, ray: Tensor, rays: int) -> Tensor:
-    """Shares w_i = T_i (1 - exp(-thickness_i)) [S] of the samples in their pixels; T_i = exp(-sum of thickness before i
-    on the same ray). `ray` [S] ascending, in 0..rays-1. Differentiable once, in the thickness."""
+def composite_weights(thickness: Float[Tensor, " S"], ray: Int[Tensor, " S"], rays: int) -> Float[Tensor, " S"]:
+    """Shares w_i = T_i (1 - exp(-thickness_i)) of the samples in their pixels; T_i = exp(-sum of thickness before i
+    on the same ray). `ray` ascending, in 0..rays-1. Differentiable once, in the thickness."""
     return _Weights.apply(thickness, ray, rays)
 
 

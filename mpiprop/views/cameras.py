@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import pi
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,12 +21,12 @@ UP = (0.0, 0.0, 1.0)
 class Views:
     """A batch of pinhole cameras, each with a point light."""
 
-    c2w: Tensor  # [B, 4, 4] columns right, up, -look, position
-    fovy: Tensor  # [B] rad
-    azimuth: Tensor  # [B] rad in (-pi, pi]: 0 front (+x), +pi/2 left (+y)
-    elevation: Tensor  # [B] rad
-    distance: Tensor  # [B]
-    light: Tensor  # [B, 3] world position of the point light
+    c2w: Float[Tensor, "B 4 4"]  # columns right, up, -look, position
+    fovy: Float[Tensor, " B"]  # rad
+    azimuth: Float[Tensor, " B"]  # rad in (-pi, pi]: 0 front (+x), +pi/2 left (+y)
+    elevation: Float[Tensor, " B"]  # rad
+    distance: Float[Tensor, " B"]
+    light: Float[Tensor, "B 3"]  # world position of the point light
     size: tuple[int, int]  # H, W
     unlit: bool = False  # whether materials show the albedo, without shading
     prompts: tuple[int, ...] = ()  # B places in the run's list of prompts; empty: the first prompt for all
@@ -53,7 +55,7 @@ class Views:
 
     def to(self, device: torch.device | str) -> "Views":
         """The same views with their tensors on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
     def resized(self, size: tuple[int, int]) -> "Views":
@@ -66,8 +68,8 @@ class Views:
         c2w[:, :3, 3] *= factor
         return replace(self, c2w=c2w, distance=self.distance * factor, light=self.light * factor)
 
-    def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions [B, H, W, 3] of the rays through the pixel centres; row 0 is the top."""
+    def rays(self) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"]]:
+        """Origins and unit directions of the rays through the pixel centres; row 0 is the top."""
         H, W = self.size
         device = self.c2w.device
         j, i = torch.meshgrid(torch.arange(H, device=device), torch.arange(W, device=device), indexing="ij")
@@ -82,13 +84,13 @@ class Views:
 class Samples:
     """The quadrature points behind an image, packed ray after ray: what penalties need."""
 
-    ray: Tensor  # [S] index into the B * H * W rays, ascending
-    t: Tensor  # [S] distance along the ray
-    weights: Tensor  # [S] share of the pixel
-    positions: Tensor  # [S, 3]
-    directions: Tensor  # [S, 3] unit
-    normals: Tensor | None  # [S, 3] unit, where computed
-    slope: Tensor | None = None  # [S, 3] gradient of the signed distance, where the shape is one and normals are computed
+    ray: Int[Tensor, " S"]  # index into the B * H * W rays, ascending
+    t: Float[Tensor, " S"]  # distance along the ray
+    weights: Float[Tensor, " S"]  # share of the pixel
+    positions: Float[Tensor, "S 3"]
+    directions: Float[Tensor, "S 3"]  # unit
+    normals: Float[Tensor, "S 3"] | None  # unit, where computed
+    slope: Float[Tensor, "S 3"] | None = None  # gradient of a signed distance, where normals are computed
     nearby: Callable[[float], Tensor] | None = None  # normals [S, 3] at points displaced by so much (standard deviation)
 
 
@@ -96,59 +98,62 @@ class Samples:
 class Triangles:
     """The closed mesh behind an image."""
 
-    vertices: Tensor  # [V, 3] world units
-    faces: Tensor  # [F, 3] int64, counterclockwise seen from outside
+    vertices: Float[Tensor, "V 3"]  # world units
+    faces: Int[Tensor, "F 3"]  # int64, counterclockwise seen from outside
 
 
 @dataclass(frozen=True)
 class Screen:
     """Where the N points of a cloud are seen."""
 
-    means: Tensor  # [B, N, 2] pixels, x to the right and y down; keeps its gradient
-    visible: Tensor  # [B, N] whether a point covers a pixel
+    means: Float[Tensor, "B N 2"]  # pixels, x to the right and y down; keeps its gradient
+    visible: Bool[Tensor, "B N"]  # whether a point covers a pixel
 
 
 @dataclass(frozen=True)
 class Image:
     """What a renderer makes of a batch of views."""
 
-    rgb: Tensor  # [B, H, W, 3] composited on the background
-    opacity: Tensor  # [B, H, W, 1]
-    depth: Tensor  # [B, H, W, 1] sum of weights times t, world units
-    normal: Tensor | None = None  # [B, H, W, 3] composited, unit (zero where the ray is empty), where computed
+    rgb: Float[Tensor, "B H W 3"]  # composited on the background
+    opacity: Float[Tensor, "B H W 1"]
+    depth: Float[Tensor, "B H W 1"]  # sum of weights times t, world units
+    normal: Float[Tensor, "B H W 3"] | None = None  # composited, unit (zero where the ray is empty), where computed
     samples: Samples | None = None
     surface: Triangles | None = None
     screen: Screen | None = None
-    behind: Tensor | None = None  # [B, H, W, 3] the background that rgb was composited on
+    behind: Float[Tensor, "B H W 3"] | None = None  # the background that rgb was composited on
 
 
 def joined(images: Sequence[Image]) -> Image:
     """The images of volumes as those of one batch."""
-    def of(name: str) -> Tensor | None:
+    def of(name: str) -> Any:
         values = [getattr(image, name) for image in images]
         return None if values[0] is None else torch.cat(values)
-    return Image(*(of(name) for name in ("rgb", "opacity", "depth", "normal")), _joined_samples(images), behind=of("behind"))
+    return Image(of("rgb"), of("opacity"), of("depth"), of("normal"), _joined_samples(images), behind=of("behind"))
 
 
 def _joined_samples(images: Sequence[Image]) -> Samples | None:
-    parts = [image.samples for image in images]
-    if any(part is None for part in parts):
+    parts = [image.samples for image in images if image.samples is not None]
+    if len(parts) < len(images):
         return None
     before = [0, *accumulate(image.opacity.numel() for image in images)]
 
-    def of(name: str) -> Tensor | None:
+    def of(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat(values)
 
+    functions = [part.nearby for part in parts if part.nearby is not None]
+
     def nearby(deviation: float) -> Tensor:
-        return torch.cat([part.nearby(deviation) for part in parts])
+        return torch.cat([function(deviation) for function in functions])
     ray = torch.cat([part.ray + rays for part, rays in zip(parts, before)])
-    return Samples(ray, *(of(name) for name in ("t", "weights", "positions", "directions", "normals", "slope")),
-                   nearby if all(part.nearby for part in parts) else None)
+    return Samples(ray, of("t"), of("weights"), of("positions"), of("directions"), of("normals"), of("slope"),
+                   nearby if len(functions) == len(parts) else None)
 
 
-def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Camera-to-world matrices [B, 4, 4] of cameras at `position` [B, 3] that look at `target` with `up` upwards."""
+def look_at(position: Float[Tensor, "B 3"], target: Float[Tensor, "*to 3"], up: Float[Tensor, "*up 3"]
+            ) -> Float[Tensor, "B 4 4"]:
+    """Camera-to-world matrices of cameras at `position` that look at `target` with `up` upwards."""
     look = normalize(target - position, dim=-1)
     right = normalize(torch.linalg.cross(look, up), dim=-1)
     up = normalize(torch.linalg.cross(right, look), dim=-1)
@@ -157,8 +162,9 @@ def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
     return c2w
 
 
-def on_sphere(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
-    """World positions [B, 3] of points given in spherical coordinates (rad)."""
+def on_sphere(azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"], distance: Float[Tensor, " B"]
+              ) -> Float[Tensor, "B 3"]:
+    """World positions of points given in spherical coordinates (rad)."""
     flat = elevation.cos()
     return torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), elevation.sin()], -1) * distance[..., None]
 
@@ -173,10 +179,10 @@ def orbit(azimuth: Tensor | float, elevation: Tensor | float, distance: Tensor |
     """Exact views of the origin from spherical positions (rad), broadcast together; the light is at the cameras unless
     given."""
     given = [torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in (azimuth, elevation, distance, fovy)]
-    azimuth, elevation, distance, fovy = (value.contiguous() for value in torch.broadcast_tensors(*given))
-    position = on_sphere(azimuth, elevation, distance)
+    around, above, far, angle = (value.contiguous() for value in torch.broadcast_tensors(*given))
+    position = on_sphere(around, above, far)
     c2w = look_at(position, torch.zeros(3), torch.tensor(UP).expand_as(position))
-    return Views(c2w, fovy, wrapped(azimuth), elevation, distance, position if light is None else light, size)
+    return Views(c2w, angle, wrapped(around), above, far, position if light is None else light, size)
 
 
 def turntable(n: int, elevation: float, distance: float, fovy: float, size: tuple[int, int]) -> Views:

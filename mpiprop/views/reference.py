@@ -5,8 +5,10 @@ Letters: S pixels a side.
 
 from dataclasses import dataclass, replace
 from math import radians
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -30,14 +32,14 @@ class Pose:
 class Reference(Pose):
     """A picture, its object in the middle, with what is known of the object's depth and normals there."""
 
-    rgba: Tensor  # [S, S, 4] in [0, 1], not premultiplied; black where nothing is
-    depth: Tensor | None = None  # [S, S, 1] in [0, 1], farther is more
-    normal: Tensor | None = None  # [S, S, 3] parts in [-1, 1] towards the viewer, upwards and to the left
+    rgba: Float[Tensor, "S S 4"]  # in [0, 1], not premultiplied; black where nothing is
+    depth: Float[Tensor, "S S 1"] | None = None  # in [0, 1], farther is more
+    normal: Float[Tensor, "S S 3"] | None = None  # parts in [-1, 1] towards the viewer, upwards and to the left
     sha256: str = ""  # of the files it was read from
 
     def to(self, device: torch.device) -> "Reference":
         """The same picture on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
     def resized(self, size: int) -> "Reference":
@@ -50,8 +52,8 @@ class Reference(Pose):
                        normal=None if self.normal is None else _scaled(self.normal, size))
 
 
-def unmultiplied(picture: Tensor) -> Tensor:
-    """RGBA [H, W, 4] of a picture whose colours were multiplied by its opacity; black where that is zero."""
+def unmultiplied(picture: Float[Tensor, "H W 4"]) -> Float[Tensor, "H W 4"]:
+    """RGBA of a picture whose colours were multiplied by its opacity; black where that is zero."""
     alpha = picture[..., 3:].clamp(0, 1)
     rgb = torch.where(alpha > 0, picture[..., :3] / alpha.clamp(min=1e-6), 0)
     return torch.cat([rgb.clamp(0, 1), alpha], -1)

@@ -6,6 +6,7 @@ Letters: N Gaussians, Q points, K spherical harmonics.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
@@ -17,11 +18,11 @@ from mpiprop.shapes.base import Shape
 class Splats:
     """N 3D Gaussians as a rasteriser takes them: activated, in world units, differentiable."""
 
-    means: Tensor  # [N, 3]
-    scales: Tensor  # [N, 3] standard deviations along the axes
-    rotations: Tensor  # [N, 4] unit quaternions w x y z, from the axes to the world
-    opacities: Tensor  # [N] in (0, 1)
-    harmonics: Tensor  # [N, K, 3] coefficients of real spherical harmonics, K = 1, 4, 9 or 16; colour is 0.5 + their sum
+    means: Float[Tensor, "N 3"]
+    scales: Float[Tensor, "N 3"]  # standard deviations along the axes
+    rotations: Float[Tensor, "N 4"]  # unit quaternions w x y z, from the axes to the world
+    opacities: Float[Tensor, " N"]  # in (0, 1)
+    harmonics: Float[Tensor, "N K 3"]  # of real spherical harmonics, K = 1, 4, 9 or 16; colour is 0.5 + their sum
 
 
 class Cloud(Shape):
@@ -36,12 +37,12 @@ class Cloud(Shape):
         """Returns the Gaussians."""
         raise NotImplementedError
 
-    def solid(self, x: Tensor) -> Tensor:
-        """Returns values [Q] at points [Q, 3] that exceed an iso level inside the surface."""
+    def solid(self, x: Float[Tensor, "Q 3"]) -> Float[Tensor, " Q"]:
+        """Returns values at points that exceed an iso level inside the surface."""
         raise NotImplementedError
 
-    def colours(self, x: Tensor) -> Tensor:
-        """Returns colours [Q, 3] in [0, 1] at points [Q, 3], without what depends on the direction."""
+    def colours(self, x: Float[Tensor, "Q 3"]) -> Float[Tensor, "Q 3"]:
+        """Returns colours in [0, 1] at points, without what depends on the direction."""
         raise NotImplementedError
 
     def rows(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from math import log
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
@@ -69,11 +70,11 @@ class Gaussians(Cloud):
         return Splats(self.position, self.scale.exp(), normalize(self.rotation, dim=-1), self.opacity[:, 0].sigmoid(),
                       torch.cat([self.f_dc, self.f_rest], 1))
 
-    def solid(self, x: Tensor) -> Tensor:
-        """Returns the density [Q] at points [Q, 3], without a unit: 1 and more in the middle of an opaque Gaussian."""
+    def solid(self, x: Float[Tensor, "Q 3"]) -> Float[Tensor, " Q"]:
+        """Returns the density at points, without a unit: 1 and more in the middle of an opaque Gaussian."""
         return splat_density.density(self.splats(), x)
 
-    def colours(self, x: Tensor) -> Tensor:
+    def colours(self, x: Float[Tensor, "Q 3"]) -> Float[Tensor, "Q 3"]:
         return splat_density.colour(self.splats(), x)
 
     def rows(self) -> dict[str, Tensor]:
@@ -117,16 +118,16 @@ def read(path: str, degree: int, opacity: float) -> dict[str, Tensor]:
     return rows
 
 
-def ball(rng: Generator, N: int, radius: float) -> Tensor:
-    """Points [N, 3] uniform in a ball about the origin."""
+def ball(rng: Generator, N: int, radius: float) -> Float[Tensor, "{N} 3"]:
+    """Points uniform in a ball about the origin."""
     u, phi, r = uniform(rng, 3, N)
     z, phi = 2 * u - 1, 2 * torch.pi * phi
     flat = (1 - z * z).sqrt()
     return torch.stack([flat * phi.cos(), flat * phi.sin(), z], -1) * (radius * r ** (1 / 3))[:, None]
 
 
-def spacing(points: Tensor) -> Tensor:
-    """Root of the mean square distance of each point [N, 3] to its three nearest neighbours [N]."""
+def spacing(points: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
+    """Root of the mean square distance of each point to its three nearest neighbours."""
     from scipy.spatial import cKDTree
 
     if len(points) == 1:

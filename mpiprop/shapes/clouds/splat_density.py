@@ -8,6 +8,7 @@ of that together stays below TOLERANCE. Letters: N Gaussians, Q points, C Gaussi
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.sums import cumulative
@@ -21,8 +22,8 @@ TINY = 1e-12  # world units: keeps flat Gaussians invertible
 
 
 @torch.no_grad()
-def density(splats: Splats, x: Tensor) -> Tensor:
-    """The density [Q] at points [Q, 3], within TOLERANCE below the sum over all Gaussians."""
+def density(splats: Splats, x: Float[Tensor, "Q 3"]) -> Float[Tensor, " Q"]:
+    """The density at points, within TOLERANCE below the sum over all Gaussians."""
     total = x.new_zeros(len(x))
     for points, some, weight in _near(splats, x):
         total[points] = weight @ splats.opacities[some]
@@ -30,8 +31,8 @@ def density(splats: Splats, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def colour(splats: Splats, x: Tensor) -> Tensor:
-    """The colours [Q, 3] in [0, 1] at points [Q, 3]: the mean over the Gaussians by what they add to the density there,
+def colour(splats: Splats, x: Float[Tensor, "Q 3"]) -> Float[Tensor, "Q 3"]:
+    """The colours in [0, 1] at points: the mean over the Gaussians by what they add to the density there,
     without what depends on the direction; where none reaches, the nearest one's."""
     plain = (0.5 + C0 * splats.harmonics[:, 0]).clamp(0, 1)
     total, share = x.new_zeros(len(x), 3), x.new_zeros(len(x), 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
@@ -17,17 +18,17 @@ from mpiprop.shapes.base import Shape
 class Values:
     """A field at points, differentiable in its parameters."""
 
-    density: Tensor  # [N] >= 0 per world unit
-    features: Tensor  # [N, 3], of which a material makes colours
-    normals: Tensor | None  # [N, 3] unit, outward, where asked for
-    slope: Tensor | None = None  # [N, 3] gradient of a signed distance, where normals are asked for
+    density: Float[Tensor, " N"]  # >= 0 per world unit
+    features: Float[Tensor, "N 3"]  # of which a material makes colours
+    normals: Float[Tensor, "N 3"] | None  # unit, outward, where asked for
+    slope: Float[Tensor, "N 3"] | None = None  # gradient of a signed distance, where normals are asked for
 
 
 @dataclass(frozen=True)
 class RaySteps:
     """The steps of equal length along rays of which points are the midpoints."""
 
-    directions: Tensor  # [N, 3] unit, away from the camera
+    directions: Float[Tensor, "N 3"]  # unit, away from the camera
     length: float  # world units
 
 
@@ -40,17 +41,17 @@ class Field(Shape):
 
     level: float | None = None  # iso level of `solid` at the surface; None: the user chooses it
 
-    def density(self, x: Tensor) -> Tensor:
-        """Returns densities [N] >= 0 per world unit at points [N, 3]."""
+    def density(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
+        """Returns densities >= 0 per world unit at points."""
         raise NotImplementedError
 
-    def features(self, x: Tensor) -> Tensor:
-        """Returns features [N, 3] at points [N, 3]."""
+    def features(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """Returns features at points."""
         return self.probe(x, normals=False)[1](slice(None)).features
 
-    def probe(self, x: Tensor, normals: bool, along: RaySteps | None = None
-              ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
-        """Returns densities [N] at points [N, 3], without gradient, and a function that evaluates a selection of the points
+    def probe(self, x: Float[Tensor, "N 3"], normals: bool, along: RaySteps | None = None
+              ) -> tuple[Float[Tensor, " N"], Callable[[Tensor | slice], Values]]:
+        """Returns densities at points, without gradient, and a function that evaluates a selection of the points
         (a mask, indices or a slice) with gradient. The renderer drops most points after the first part.
 
         normals: whether the values need normals; only asked for where `has_normals`
@@ -61,12 +62,12 @@ class Field(Shape):
             density = self.density(x)
         return density, lambda which: Values(self.density(x[which]), self.features(x[which]), None)
 
-    def solid(self, x: Tensor) -> Tensor:
-        """Returns values [N] at points [N, 3] that exceed the iso level inside the surface."""
+    def solid(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
+        """Returns values at points that exceed the iso level inside the surface."""
         return self.density(x)
 
-    def occupancy(self) -> Tensor | None:
-        """Returns densities [R, R, R] of the cells of the box, index x y z; None: no cell is known to be empty."""
+    def occupancy(self) -> Float[Tensor, "R R R"] | None:
+        """Returns densities of the cells of the box, index x y z; None: no cell is known to be empty."""
         return None
 
     def due(self, tau: int) -> bool:
@@ -86,9 +87,9 @@ class DistanceField(Field):
 
     level = 0.0
 
-    def distance(self, x: Tensor) -> Tensor:
-        """Returns signed distances [N] at points [N, 3] (world units)."""
+    def distance(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
+        """Returns signed distances at points (world units)."""
         raise NotImplementedError
 
-    def solid(self, x: Tensor) -> Tensor:
+    def solid(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         return -self.distance(x)

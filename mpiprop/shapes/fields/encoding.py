@@ -10,6 +10,7 @@ from math import ceil, log2
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -91,8 +92,8 @@ class HashEncoding(nn.Module):
                                 "rounds its growth otherwise; set backend: torch")
             self._tcnn[0].params = self.table
 
-    def forward(self, unit: Tensor) -> Tensor:
-        """Features [2 L, N] of points [3, N]; differentiable in the table. Levels from `active` on are zero."""
+    def forward(self, unit: Float[Tensor, "3 N"]) -> Float[Tensor, "{self.channels} N"]:
+        """Features of points; differentiable in the table. Levels from `active` on are zero."""
         return self.attach(unit, self.read(unit, False))[0]
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ Letters: N points, C channels in. Channels come first: long rows of points are w
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mpiprop.core.streams import Streams, uniform
@@ -23,15 +24,15 @@ class MLP(nn.Module):
             initialised(rng, f"layer{i}", n_out, n_in, bound=n_in ** -0.5)
             for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs [C_out, N] of inputs [C, N]."""
+    def forward(self, x: Float[Tensor, "C N"]) -> Float[Tensor, "C_out N"]:
+        """Outputs of inputs."""
         *hidden, last = self.weights
         for weight in hidden:
             x = (weight @ x).relu_()
         return last @ x
 
-    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The single output [N] and its gradient in the inputs [C, N], both differentiable in the weights."""
+    def value_and_gradient(self, x: Float[Tensor, "C N"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "C N"]]:
+        """The single output and its gradient in the inputs, both differentiable in the weights."""
         *hidden, last = self.weights
         active = []
         for weight in hidden:

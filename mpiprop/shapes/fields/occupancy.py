@@ -7,6 +7,7 @@ the gradient of a step stays a function of theta, tau and the seed.
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mpiprop.core.streams import Streams, uniform
@@ -23,8 +24,8 @@ class Occupancy(nn.Module):
         self.resolution, self.decay = resolution, decay
         self.values = nn.Buffer(torch.zeros(resolution ** 3))  # [R^3], index x y z
 
-    def grid(self) -> Tensor:
-        """The densities as [R, R, R]."""
+    def grid(self) -> Float[Tensor, "R R R"]:
+        """The densities of the cells, index x y z."""
         return self.values.view(3 * (self.resolution,))
 
     @torch.no_grad()

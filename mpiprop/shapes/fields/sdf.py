@@ -8,30 +8,29 @@ eq. 2) has Laplace's, whatever the direction. Letters: N points.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss, relu
 
-from mpiprop.core.errors import UserError, positive
+from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams, normal as normal_draws, uniform
 from mpiprop.geometry import triangles
 from mpiprop.shapes.fields.base import DistanceField, RaySteps, Values
-from mpiprop.shapes.fields.encoding import HashEncoding
 from mpiprop.shapes.fields.gridded import Gridded
 from mpiprop.shapes.fields.networks import MLP
-from mpiprop.shapes.fields.occupancy import Occupancy
 
 POOL, BATCH, NEAR = 1 << 14, 1 << 12, 0.05  # points known and looked at in a step when fitting; their spread (of radius)
 
 
-def neus(f: Tensor, s: Tensor) -> Tensor:
+def neus(f: Float[Tensor, " N"], s: Tensor) -> Float[Tensor, " N"]:
     """Density [N] = phi_s(f) / Phi_s(f) = s / (1 + exp(s f)) at signed distances [N]."""
     return s * torch.sigmoid(-s * f)
 
 
-def approach(cos: Tensor, annealed: float) -> Tensor:
+def approach(cos: Float[Tensor, " N"], annealed: float) -> Float[Tensor, " N"]:
     """Rates [N] at which the distance falls along rays at cosines `cos` [N] to the normal (threestudio's NeuS).
 
     When all is annealed (1) it is -cos, 0 where the ray leaves the surface; at first (0) it is (1 - cos) / 2, so that rays of
@@ -40,14 +39,14 @@ def approach(cos: Tensor, annealed: float) -> Tensor:
     return relu(0.5 - 0.5 * cos) * (1 - annealed) + relu(-cos) * annealed
 
 
-def grazing(f: Tensor, fall: Tensor, s: Tensor, step: float) -> Tensor:
+def grazing(f: Float[Tensor, " N"], fall: Float[Tensor, " N"], s: Tensor, step: float) -> Float[Tensor, " N"]:
     """Density [N] of steps in whose middles the distance is f [N] and falls by `fall` [N] per world unit, so that the alpha
     1 - exp(-density step) is (Phi(s f0) - Phi(s f1)) / Phi(s f0), f0 and f1 the distances at the ends of the step."""
     half = fall * (step / 2)
     return (logsigmoid(s * (f + half)) - logsigmoid(s * (f - half))) / step
 
 
-def volsdf(f: Tensor, s: Tensor) -> Tensor:
+def volsdf(f: Float[Tensor, " N"], s: Tensor) -> Float[Tensor, " N"]:
     """Density [N] = s Psi(-f), Psi the distribution function of Laplace with scale 1 / s, s <= 80, at signed distances
     [N]."""
     s = s.clamp(max=80.0)
@@ -72,16 +71,6 @@ class Sharpness(nn.Module):
 class SDF(Gridded, DistanceField):
     """Signed distance and three features from a hash encoding and two small networks, around a sphere.
 
-    radius: half side of the box that holds everything (world units)
-    levels: grids in the pyramid, of 2 features each
-    log2_table: binary logarithm of the most entries a grid may have
-    base_resolution: cells a side of the coarsest grid
-    growth: resolution of a grid over that of the next coarser one
-    start_level: grids in use from the start; `levels` or more: all
-    start_step: step from which on further grids come into use
-    update_steps: steps from one further grid to the next
-    hidden: width of the networks' hidden layers
-    hidden_layers: hidden layers in each network
     density: how density follows from distance
     cosine_anneal: of neus: steps over which rays that meet the surface at an angle come to see less of it; 0: they do at once;
         null: never
@@ -92,31 +81,19 @@ class SDF(Gridded, DistanceField):
     fit_steps: Adam steps that fit it
     normal: where normals come from: forward differences of the distance, its exact gradient, or nowhere
     normal_step: step of the differences (world units); progressive: a cell of the finest grid in use
-    occupancy_resolution: cells a side of the grid that tells where matter is
-    occupancy_decay: factor on what a cell remembers at each of its renewals
-    backend: "torch" (any device) or "tcnn" (tiny-cuda-nn, CUDA), whose gradients differ in their last bits each time; the
-        numbers mean the same; auto: torch
     """
 
-    def __init__(self, rng: Streams, *, radius: float = 2.0, levels: int = 16, log2_table: int = 19,
-                 base_resolution: int = 16, growth: float = 1.381912879967776, start_level: int = 8,
-                 start_step: int = 2000, update_steps: int = 500, hidden: int = 64, hidden_layers: int = 1,
+    def __init__(self, rng: Streams, *, growth: float = 1.381912879967776,
                  density: Literal["neus", "volsdf"] = "neus", cosine_anneal: int | None = 10000,
                  variance: float = 0.3, sphere: float = 0.5, fit: str | None = None, fit_size: float = 0.5,
                  fit_steps: int = 500,
                  normal: Literal["finite_difference", "analytic", "none"] = "finite_difference",
-                 normal_step: float | Literal["progressive"] = "progressive", occupancy_resolution: int = 32,
-                 occupancy_decay: float = 0.95, backend: Literal["auto", "torch", "tcnn"] = "auto") -> None:
-        super().__init__()
-        positive(radius=radius, hidden=hidden, hidden_layers=hidden_layers, start_level=start_level,
-                 update_steps=update_steps, occupancy_resolution=occupancy_resolution)
-        self.radius, self.sphere = radius, sphere
-        self.encoding = HashEncoding(rng.of("encoding"), levels, log2_table, base_resolution, growth, backend)
-        widths = (self.encoding.channels, *hidden_layers * (hidden,))
-        self.sdf_network = MLP(rng.of("sdf"), *widths, 1)
-        self.feature_network = MLP(rng.of("features"), *widths, 3)
+                 normal_step: float | Literal["progressive"] = "progressive", **keys: Any) -> None:
+        super().__init__(rng, growth=growth, **keys)
+        self.sdf_network = MLP(rng.of("sdf"), *self.widths, 1)
+        self.feature_network = MLP(rng.of("features"), *self.widths, 3)
+        self.sphere = sphere
         self.sharpness = Sharpness(variance)  # after the table, which must lie at an even place in theta
-        self.start_level, self.start_step, self.update_steps = start_level, start_step, update_steps
         self.thicken, self.normal, self.has_normals = DENSITIES[density], normal, normal != "none"
         if cosine_anneal is not None and cosine_anneal < 0:
             raise UserError(f"cosine_anneal: needs 0 or more steps, or null, got {cosine_anneal}")
@@ -125,7 +102,6 @@ class SDF(Gridded, DistanceField):
         self.at(0)
         self.rng, self.fit_steps = rng, fit_steps
         self.mesh = None if fit is None else triangles.load(fit, fit_size)
-        self.cells = Occupancy(occupancy_resolution, occupancy_decay)
         self.refresh(0, 0.0, rng)
 
     def begin(self) -> None:
@@ -145,14 +121,14 @@ class SDF(Gridded, DistanceField):
             return self.normal_step
         return 2 * self.radius / (self.encoding.levels[self.encoding.active - 1].scale + 1)
 
-    def distance(self, x: Tensor) -> Tensor:
+    def distance(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         return self.sdf_network(self.encoding(self._unit(x)))[0] + self._ball(x)[0]
 
-    def density(self, x: Tensor) -> Tensor:
+    def density(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         return self.thicken(self.distance(x), self.sharpness())
 
-    def probe(self, x: Tensor, normals: bool, along: RaySteps | None = None
-              ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+    def probe(self, x: Float[Tensor, "N 3"], normals: bool, along: RaySteps | None = None
+              ) -> tuple[Float[Tensor, " N"], Callable[[Tensor | slice], Values]]:
         unit = self._unit(x)
         directed = self.directed and along is not None
         slopes = normals or directed

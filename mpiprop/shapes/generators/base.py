@@ -7,6 +7,7 @@ Letters: P prompts, N tokens of width E.
 from dataclasses import dataclass
 from typing import Protocol
 
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.core.streams import Streams
@@ -18,8 +19,8 @@ from mpiprop.shapes.fields.base import Field
 class Text:
     """An encoded prompt, without a view."""
 
-    pooled: Tensor  # [E], the encoder's state at the end token
-    tokens: Tensor  # [N, E]
+    pooled: Float[Tensor, " E"]  # the encoder's state at the end token
+    tokens: Float[Tensor, "N E"]
 
 
 class Texts(Protocol):

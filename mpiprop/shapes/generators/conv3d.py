@@ -5,6 +5,7 @@ Letters: C channels, W numbers of a style, N points, R grid points a side.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, leaky_relu
 
@@ -125,8 +126,8 @@ class Conv3D(Generator):
         self.sdf_network = MLP(rng.of("sdf"), OUT, hidden, 1)
         self.feature_network = MLP(rng.of("features"), OUT, hidden, 3)
 
-    def grid(self, text: Text, rng: Streams | None) -> Tensor:
-        """Returns the grid [32, R, R, R] of a prompt; evaluation (rng None) has no noise, and the same latent vector always."""
+    def grid(self, text: Text, rng: Streams | None) -> Float[Tensor, "32 R R R"]:
+        """Returns the grid of a prompt; evaluation (rng None) has no noise, and the same latent vector always."""
         z = normal((rng or Streams(0, 0))("latent"), LATENT).to(text.pooled.device)
         z = z * (z.square().mean() + 1e-8).rsqrt()
         first, second, last = self.mapping

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from math import exp
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mpiprop.shapes.fields.base import DistanceField, RaySteps, Values
@@ -30,17 +31,17 @@ class GeneratedSDF(DistanceField):
         super().__init__()
         self.raw, self.radius, self.sphere = raw, radius, sphere
 
-    def distance(self, x: Tensor) -> Tensor:
+    def distance(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         return self.raw(x)[0] + self._ball(x)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         return self.raw(x)[1:].T
 
-    def density(self, x: Tensor) -> Tensor:
+    def density(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         return self._dense(self.distance(x))
 
-    def probe(self, x: Tensor, normals: bool, along: RaySteps | None = None
-              ) -> tuple[Tensor, Callable[[Tensor | slice], Values]]:
+    def probe(self, x: Float[Tensor, "N 3"], normals: bool, along: RaySteps | None = None
+              ) -> tuple[Float[Tensor, " N"], Callable[[Tensor | slice], Values]]:
         with torch.no_grad():
             density = self.density(x)
 

@@ -7,6 +7,7 @@ Letters: T tokens of the planes of width D, N tokens of the text of width E, S t
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
@@ -106,8 +107,8 @@ class Triplane(Generator):
         self.upsample = initialised(rng, "upsample", width, channels, 2, 2, bound=(4 * channels) ** -0.5)
         self.network = MLP(rng.of("network"), 3 * channels, hidden, hidden, 4)  # distance and features
 
-    def planes(self, text: Text) -> Tensor:
-        """Returns the three planes [3, C, 2 S, 2 S] of a prompt."""
+    def planes(self, text: Text) -> Float[Tensor, "3 C R R"]:
+        """Returns the three planes, R = 2 S, of a prompt."""
         x, context = self.tokens, text.tokens
         if self.reads == "pooled":
             x, context = torch.cat([(self.projection @ text.pooled + self.projection_bias)[None], x]), None

@@ -6,6 +6,7 @@ Letters: N points, M vertices, F faces, U vertices of an atlas, S x S texels.
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mpiprop.shapes.base import Shape
@@ -15,9 +16,9 @@ from mpiprop.shapes.base import Shape
 class Skin:
     """A texture and where the faces of a mesh are on it."""
 
-    uv: Tensor  # [U, 2] in [0, 1]: (0, 0) is the outer corner of the first texel, u along rows, v down
-    corners: Tensor  # [F, 3] int64 into U
-    features: Tensor  # [S, S, 3], differentiable
+    uv: Float[Tensor, "U 2"]  # in [0, 1]: (0, 0) is the outer corner of the first texel, u along rows, v down
+    corners: Int[Tensor, "F 3"]  # int64 into U
+    features: Float[Tensor, "S S 3"]  # differentiable
 
 
 class Surface(Shape):
@@ -25,13 +26,13 @@ class Surface(Shape):
 
     has_normals = True
 
-    def surface(self) -> tuple[Tensor, Tensor]:
-        """Returns vertices [M, 3] (world units), differentiable where they train, and faces [F, 3] (int64), counterclockwise
-        seen from outside."""
+    def surface(self) -> tuple[Float[Tensor, "M 3"], Int[Tensor, "F 3"]]:
+        """Returns vertices (world units), differentiable where they train, and faces (int64), counterclockwise seen from
+        outside."""
         raise NotImplementedError
 
-    def features(self, x: Tensor) -> Tensor:
-        """Returns features [N, 3] at points [N, 3] of the surface, of which a material makes colours."""
+    def features(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """Returns features at points of the surface, of which a material makes colours."""
         raise NotImplementedError
 
 
@@ -45,6 +46,7 @@ class TexturedSurface(Surface):
         """Returns the texture and where the faces are on it."""
         raise NotImplementedError
 
-    def take(self, vertices: Tensor, faces: Tensor, uv: Tensor, corners: Tensor, features: Tensor) -> None:
-        """Becomes this mesh: vertices [M, 3], faces [F, 3], and the skin of `uv`, `corners` and `features`."""
+    def take(self, vertices: Float[Tensor, "M 3"], faces: Int[Tensor, "F 3"], uv: Float[Tensor, "U 2"],
+             corners: Int[Tensor, "F 3"], features: Float[Tensor, "S S 3"]) -> None:
+        """Becomes this mesh: vertices, faces, and the skin of `uv`, `corners` and `features`."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mpiprop.core.errors import RunError, UserError, positive
@@ -80,9 +81,9 @@ class DMTet(Surface):
         if self.mesh is not None:
             self._enclose(*(part.to(self.sdf.device) for part in self.mesh))
 
-    def surface(self) -> tuple[Tensor, Tensor]:
-        """Vertices [M, 3] (world units), differentiable in signed distances and deformation, and faces [F, 3] (int64),
-        counterclockwise seen from outside. Always closed. Raises RunError where nothing is inside."""
+    def surface(self) -> tuple[Float[Tensor, "M 3"], Int[Tensor, "F 3"]]:
+        """Vertices (world units), differentiable in signed distances and deformation, and faces (int64), counterclockwise
+        seen from outside. Always closed. Raises RunError where nothing is inside."""
         state = (self.sdf, self.deformation, self.box)
         if self.fixed and self._known and all(torch.equal(old, new) for old, new in zip(self._known, state)):
             return self._known[3:]
@@ -96,8 +97,8 @@ class DMTet(Surface):
             self._known = (*(tensor.clone() for tensor in state), vertices, faces)
         return vertices, faces
 
-    def features(self, x: Tensor) -> Tensor:
-        """Features [N, 3] at points [N, 3]; zero where there is no texture."""
+    def features(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """Features at points; zero where there is no texture."""
         if not hasattr(self, "encoding"):
             return torch.zeros_like(x)
         unit = torch.add(0.5, x.T, alpha=0.5 / self.radius).clamp(0, 1)

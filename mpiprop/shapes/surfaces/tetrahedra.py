@@ -10,6 +10,7 @@ from functools import cache
 from itertools import product
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CELLS = 0.4  # cells a side, per unit of resolution: as many vertices as the lattices of DMTet and Magic3D
@@ -19,9 +20,9 @@ CELLS = 0.4  # cells a side, per unit of resolution: as many vertices as the lat
 class Lattice:
     """Tetrahedra in the unit cube."""
 
-    vertices: Tensor  # [V, 3]
-    tetrahedra: Tensor  # [4, T] int32, positively oriented
-    border: Tensor  # [V] bool: on the boundary of their union
+    vertices: Float[Tensor, "V 3"]
+    tetrahedra: Int[Tensor, "4 T"]  # int32, positively oriented
+    border: Bool[Tensor, " V"]  # on the boundary of their union
 
 
 @cache
@@ -65,9 +66,9 @@ def _cases() -> Tensor:
     return table
 
 
-def march(tetrahedra: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the surface crosses the lattice: the lattice's edges [2, M] from inside to outside, of which each carries a
-    vertex, and faces [F, 3], counterclockwise seen from outside. Closed where no vertex of the border is `inside` [V]."""
+def march(tetrahedra: Int[Tensor, "4 T"], inside: Bool[Tensor, " V"]) -> tuple[Int[Tensor, "2 M"], Int[Tensor, "F 3"]]:
+    """Where the surface crosses the lattice: the lattice's edges from inside to outside, of which each carries a
+    vertex, and faces, counterclockwise seen from outside. Closed where no vertex of the border is `inside`."""
     a, b, c, d = (inside.byte()[corner] for corner in tetrahedra)
     case = a | b << 1 | c << 2 | d << 3
     crossed = ((case > 0) & (case < 15)).nonzero()[:, 0]
@@ -79,8 +80,8 @@ def march(tetrahedra: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([edges // len(inside), edges % len(inside)]), faces
 
 
-def crossing(ends: Tensor, values: Tensor) -> Tensor:
-    """The points [M, 3] between `ends` [2, M, 3] where what is linear in between and has `values` [2, M], the first
+def crossing(ends: Float[Tensor, "2 M 3"], values: Float[Tensor, "2 M"]) -> Float[Tensor, "M 3"]:
+    """The points between `ends` where what is linear in between and has `values`, the first
     <= 0 and the second > 0, vanishes. Differentiable in both."""
     below, above = values
     share = -below / (above - below).clamp(min=1e-10)

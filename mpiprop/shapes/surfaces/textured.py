@@ -6,6 +6,7 @@ Letters: V vertices, F faces, U vertices of the atlas, S x S texels.
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mpiprop.core.errors import UserError
@@ -56,7 +57,8 @@ class TexturedMesh(TexturedSurface):
         """Half the side of the box around the mesh at first."""
         return self.vertices.abs().max().item()
 
-    def take(self, vertices: Tensor, faces: Tensor, uv: Tensor, corners: Tensor, features: Tensor) -> None:
+    def take(self, vertices: Float[Tensor, "M 3"], faces: Int[Tensor, "F 3"], uv: Float[Tensor, "U 2"],
+             corners: Int[Tensor, "F 3"], features: Float[Tensor, "S S 3"]) -> None:
         """Becomes this mesh with this skin, whose texture `features` is as large as its own."""
         tensors = {"vertices": vertices, "faces": faces, "uv": uv, "corners": corners, "texture": features}
         if self.offsets is not None:
@@ -65,8 +67,8 @@ class TexturedMesh(TexturedSurface):
             mine = getattr(self, name)
             mine.data = values.detach().to(mine.device, mine.dtype)
 
-    def surface(self) -> tuple[Tensor, Tensor]:
-        """Vertices [V, 3] (world units), differentiable where they move, and faces [F, 3] (int64)."""
+    def surface(self) -> tuple[Float[Tensor, "M 3"], Int[Tensor, "F 3"]]:
+        """Vertices (world units), differentiable where they move, and faces (int64)."""
         vertices = self.vertices if self.offsets is None else self.vertices + self.offsets
         return vertices, self.faces.long()
 
