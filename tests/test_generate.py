@@ -7,6 +7,7 @@ from shutil import copytree
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 import yaml
 from conftest import Mpirun
@@ -15,6 +16,7 @@ from PIL import Image
 from mpiprop.cli.generation import name_of
 from mpiprop.cli.main import dispatch
 from mpiprop.core.errors import RunError, UserError
+from mpiprop.geometry.triangles import signed_distance
 
 PROMPTS = ["a red ball", "a blue ball"]
 MANY = [*PROMPTS, "a green ball", "a Red ball", "a white disc"]
@@ -26,9 +28,9 @@ def configured(**keys: object) -> dict:
     shape = {"use": "HyperINGP", "radius": 1.0, "text_width": 3, "levels": 3, "log2_table": 8, "base_resolution": 4,
              "hidden": 8}
     return {"prompts": PROMPTS, "stages": [{
-        "name": "balls", "steps": 4, "shape": shape, "material": {"use": "NoMaterial"},
+        "name": "balls", "steps": 20, "shape": shape, "material": {"use": "NoMaterial"},
         "background": {"use": "HyperEnvironment", "text_width": 3, "levels": 2, "hidden": 8, "eval_colour": [1, 1, 1]},
-        "render": {"use": "VolSDF", "proposal": 16, "importance": 8}, "optimiser": {"use": "Adan", "lr": 0.004},
+        "render": {"use": "VolSDF", "proposal": 16, "importance": 8}, "optimiser": {"use": "Adan", "lr": 0.03},
         "terms": [{"name": "novel", "views": {"use": "Random", "batch": 2, "size": 8}, "guidance": guidance}]}],
         "turntable": {"frames": 4, "size": 16}, "mesh": {"resolution": 12, "faces": 200, "texture": 32},
         "preview": {"every_s": 0, "size": 16, "views": 2}} | keys
@@ -138,6 +140,47 @@ def test_a_prompt_without_an_object_does_not_keep_the_others_from_theirs(trained
     with pytest.raises(RunError, match="2 of 2 not made.*'a red ball'.*empty"):
         generate(tmp_path / "empty", *PROMPTS, "--out", tmp_path / "made")
     assert contents(tmp_path / "made") == {}
+
+
+SHAPES = {
+    "HashGrid": ({"levels": 4, "log2_table": 10, "base_resolution": 6, "hidden": 16, "start_level": 4}, "Volume", 15.0),
+    "SDF": ({"levels": 4, "log2_table": 10, "base_resolution": 6, "hidden": 16, "start_level": 4}, "Volume", "auto"),
+    "DMTet": ({"resolution": 16, "levels": 2, "log2_table": 8, "hidden": 8, "inherit_texture": False}, "Mesh", "auto"),
+    "TexturedMesh": ({"texture": 32, "resolution": 16}, "Mesh", "auto"),
+    "Gaussians": ({"number": 2000}, "Splat", "auto"),
+}
+
+
+@pytest.mark.parametrize("use", SHAPES)
+def test_a_run_begins_with_what_a_generator_makes_of_its_prompt(trained: Path, tmp_path: Path, use: str) -> None:
+    """A step of length zero leaves the object where, as large and (where it trains) of the colour that it was made."""
+    keys, renderer, threshold = SHAPES[use]  # that of VolSDF's density at a surface is half of its largest, 30
+    box = {} if use == "TexturedMesh" else {"radius": 1.0}
+    tree = configured()
+    (stage,) = tree["stages"]
+    stage |= {"steps": 1, "shape": {"use": use, **keys, **box}, "background": {"use": "Solid"},
+              "render": {"use": renderer}, "optimiser": {"use": "SGD", "lr": 0.0}}
+    del tree["prompts"]
+    config = tmp_path / "one.yaml"
+    config.write_text(yaml.dump(tree | {"prompt": "a blue ball", "mesh": {"resolution": 32, "threshold": threshold}}))
+    assert dispatch(["run", str(config), f"from={trained}", "--out", str(tmp_path / "one")]) == 0
+    assert "begins with what the generator" in (tmp_path / "one/run.log").read_text()
+
+    generate(trained, "a blue ball", "--format", "ply", "--resolution", "32", "--out", tmp_path / "made")
+    theirs = trimesh.load_mesh(tmp_path / "made/a-blue-ball.ply")
+    ours = trimesh.load_mesh(tmp_path / "one/mesh.glb").vertices[:, [2, 0, 1]]  # z up again
+    if use == "Gaussians":
+        ours = trimesh.load(tmp_path / "one/cloud.ply").vertices
+    near = signed_distance(*(torch.from_numpy(np.array(part)) for part in (theirs.vertices, theirs.faces)),
+                           torch.from_numpy(np.array(ours))).abs()
+    extents = np.ptp(ours, axis=0)
+    assert near.median() < 0.03
+    np.testing.assert_allclose(extents, theirs.extents, rtol=0.1)
+    pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB"), float) for name in (
+        "one/views/000.png", "made/a-blue-ball.views.png")]
+    shades = [picture[6:10, 6:10].mean((0, 1)) for picture in pictures]
+    assert np.ptp(shades[1]) > 60
+    np.testing.assert_allclose(*shades, atol=25)
 
 
 @pytest.fixture(scope="module")

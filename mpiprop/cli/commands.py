@@ -5,7 +5,6 @@ import os
 import shutil
 from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 
 from mpiprop.run import folders
 from mpiprop.core.errors import DONE, UserError
@@ -62,7 +61,7 @@ def _export_generator(args: Namespace) -> int:
     if args.resolution:
         raise UserError("--resolution: a generator has none; leave it out")
     out = args.out or args.run / "generator"
-    Trained.read(args.run).write(out)
+    Trained.read(str(args.run)).write(out)
     print(out)
     return DONE
 
@@ -87,8 +86,7 @@ def _bare(line: str) -> None:
 
 def generate(args: Namespace) -> int:
     """Write meshes, turntables and a contact sheet of prompts, made by a trained generator."""
-    if args.generator != "builtin":
-        folders.configured(Path(args.generator))
+    folders.configured(folders.place(args.generator))
     from mpiprop.cli import generation
 
     generation.generate(args)

@@ -106,6 +106,12 @@ class Node:
     keys: Mapping[str, Any]
     path: str = field(default="", compare=False)  # where it stands in the configuration, for messages
 
+    @property
+    def title(self) -> str:
+        """What messages call it: its class, and its model where it has one."""
+        model = self.keys.get("model")
+        return self.use if model is None else f"{model} {self.use}" if model == "builtin" else f"{self.use} {model}"
+
     def part(self, name: str) -> "Node":
         """The nested component `name`. Raises UserError where there is none."""
         if not isinstance(self.keys.get(name), Node):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError
+from mpiprop.core.streams import Streams, uniform
 
 GROUP = 16  # faces that are looked at together
 CHUNK = 256  # points at a time, whose pairs with faces fit a cache
@@ -43,6 +44,15 @@ def face_areas(vertices: Tensor, faces: Tensor) -> Tensor:
     """Outward normals [F, 3] as long as twice the area of each face."""
     a, b, c = vertices[faces].unbind(1)
     return torch.linalg.cross(b - a, c - a)
+
+
+def scattered(vertices: Tensor, faces: Tensor, n: int, rng: Streams) -> Tensor:
+    """n points [n, 3], uniform on the surface of a mesh, drawn from the streams "face" and "share"."""
+    area = face_areas(vertices, faces).norm(dim=-1)
+    face = torch.multinomial(area, n, replacement=True, generator=rng("face"))
+    share = -uniform(rng("share"), n, 3, lo=1e-6).log()
+    share /= share.sum(1, keepdim=True)
+    return (share[:, :, None] * vertices[faces[face]]).sum(1)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:

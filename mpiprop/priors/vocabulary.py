@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+
+from mpiprop.core.errors import UserError
 
 FILE = Path(__file__).resolve().parents[1] / "weights" / "vocabulary.json"
 MINOR = frozenset("a an the of and with in on at by for from to as is it its this that one single very".split())
@@ -47,6 +49,26 @@ class Vocabulary:
     def quoted(self, unknown: Iterable[str]) -> str:
         """The words for a message, each with the nearest known one: "corgi", "chairs" (nearest: "chair")."""
         return ", ".join(f'"{word}"' + (f' (nearest: "{near}")' if (near := self.nearest(word)) else "") for word in unknown)
+
+
+def unknown_words(known: Vocabulary | None, model: str, prompts: Sequence[str], strings: Sequence[str], warn: bool,
+                  otherwise: str = "") -> list[str]:
+    """A warning about words of `strings`, the texts to encode, that a model does not know.
+
+    known: its vocabulary; None: there is no list of its words
+    model: what messages call it
+    warn: also where a prompt names no shape known to it; else that raises UserError, which ends with `otherwise`
+    """
+    if known is None or not strings:
+        return []
+    unknown = known.quoted(known.unknown(" ".join(strings)))
+    if nameless := [prompt for prompt in prompts if not known.names_a_shape(prompt)]:
+        what = f"prompt {nameless[0]!r}: names nothing that the {model} can make"
+        what += f" (it does not know {unknown})" if unknown else ""
+        if warn:
+            return [f"warning: {what}; expect a poor result"]
+        raise UserError(f"{what}; it makes {', '.join(known.shapes)}, in {', '.join(known.colours)}{otherwise}")
+    return [f"warning: the {model} does not know {unknown}; leave out what it does not know"] if unknown else []
 
 
 def words(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from mpiprop.config.schema import Run
 from mpiprop.core.errors import DONE, PREEMPTED, Preempted, UserError, exit_code
 from mpiprop.run.log import Log
 from mpiprop.core.theta import Drift, Layout, State
+from mpiprop.run.generator import beginning
 from mpiprop.run.saver import Keeper
 from mpiprop.optim.rollout import Rollout
 from mpiprop.picard.window import Window
@@ -78,10 +79,15 @@ class Drive:
             (window,) = (one.window for one in then.stages if one.name == stage.name)
             stage.scene.load(found.window.x.theta, found.window.x.tau)
             return stage.retold(found.window, window.threshold)
-        if found is None and self.run.from_:
+        maker = beginning(self.run, stage.device) if found is None else None
+        if found is None and self.run.from_ and maker is None:
             path = Path(self.run.from_) / "window.h5"
             found = checkpoint.load(path, stage.device)
-        if found is None:
+        if maker is not None:
+            theta = stage.begin_with(maker, self.log.say)
+            self.log.say(f"stage {stage.name} begins with what the generator {self.run.from_} makes of "
+                         f"{self.run.prompt!r}")
+        elif found is None:
             stage.scene.shape.begin()
             theta = stage.scene.theta()
             if isinstance(stage.scene.shape, TexturedSurface):

@@ -8,9 +8,13 @@ from time import monotonic, sleep
 from typing import IO
 
 from mpiprop.config import loader
+from mpiprop.config.components import PACKAGE
 from mpiprop.config.conversion import plain
 from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
+
+GENERATOR = "generator.safetensors"  # the numbers of an exported generator
+BUILTIN = PACKAGE / "weights" / "generator"
 
 
 def slug(text: str, longest: int = 48) -> str:
@@ -31,6 +35,17 @@ def choose(name: str, run: Run, out: Path | None, resume: bool, root: Path = Pat
         return max(unfinished, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
     taken = {folder.name for folder in root.glob(f"{stem}*")}
     return root / next(name for i in range(1, 10**6) if (name := stem if i == 1 else f"{stem}.{i}") not in taken)
+
+
+def place(source: str) -> Path:
+    """The folder that `source` names: that of a run or of an exported generator, or for "builtin" that of the built-in
+    one. Raises UserError where this version has none."""
+    if source != "builtin":
+        return Path(source)
+    if not (BUILTIN / GENERATOR).is_file():
+        raise UserError("builtin: this version comes without a generator (mpiprop/weights/generator); give the folder of "
+                        "a run whose shape is one, such as HyperINGP")
+    return BUILTIN
 
 
 def configured(folder: Path, overrides: Sequence[str] = ()) -> Run:

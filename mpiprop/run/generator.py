@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpiprop import __version__
 from mpiprop.config import loader
-from mpiprop.config.components import PACKAGE, build, find, takes
+from mpiprop.config.components import build, find, takes
 from mpiprop.config.schema import Run, StageConfig
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.streams import Streams
@@ -23,12 +23,11 @@ from mpiprop.core.theta import Theta
 from mpiprop.io.files import atomic, made
 from mpiprop.objective.scene import Scene
 from mpiprop.priors.base import Prior
+from mpiprop.priors.vocabulary import unknown_words
 from mpiprop.run import checkpoint, folders
-from mpiprop.run.preflight.stages import Model, unknown_words
 from mpiprop.shapes.generators.base import Generator, Text
 
-BUILTIN = PACKAGE / "weights" / "generator"
-WEIGHTS, FORMAT = "generator.safetensors", "1"
+FORMAT = "1"  # of exported files
 PARTS = ("geometry.", "material.", "background.")  # of theta, what objects are made of
 
 
@@ -42,15 +41,12 @@ class Trained:
     numbers: dict[str, Tensor]
 
     @classmethod
-    def read(cls, source: str | Path) -> "Trained":
+    def read(cls, source: str) -> "Trained":
         """Reads "builtin", the folder of a run, or one that `write` has written. Raises UserError where there is none,
         or none whose shape is a generator."""
-        folder = BUILTIN if source == "builtin" else Path(source)
-        if folder == BUILTIN and not (folder / WEIGHTS).is_file():
-            raise UserError("builtin: this version comes without a generator (mpiprop/weights/generator); give the "
-                            "folder of a run whose shape is one, such as HyperINGP")
+        folder = folders.place(source)
         run = folders.configured(folder)
-        return cls._of_files(run, folder) if (folder / WEIGHTS).is_file() else cls._of_run(run, folder)
+        return cls._of_files(run, folder) if (folder / folders.GENERATOR).is_file() else cls._of_run(run, folder)
 
     @classmethod
     def _of_run(cls, run: Run, folder: Path) -> "Trained":
@@ -67,7 +63,7 @@ class Trained:
     def _of_files(cls, run: Run, folder: Path) -> "Trained":
         from safetensors import SafetensorError, safe_open
 
-        path, stage = folder / WEIGHTS, run.stages[-1]
+        path, stage = folder / folders.GENERATOR, run.stages[-1]
         _check(stage, folder)
         try:
             with safe_open(path, "pt") as file:
@@ -89,15 +85,19 @@ class Trained:
             raise RunError(f"{bad[0]}: not finite in half precision; export an earlier checkpoint")
         made(folder)
         with atomic(folder / "config.yaml") as part:
-            bare = replace(self.run, prompt="", prompts_=None, from_=None, stages=(self.stage,))
-            part.write_text(loader.resolved(bare))
-        with atomic(folder / WEIGHTS) as part:
+            part.write_text(self.config)
+        with atomic(folder / folders.GENERATOR) as part:
             save_file(half, part, {"format": FORMAT, "mpiprop": __version__, "step": str(self.step)})
+
+    @property
+    def config(self) -> str:
+        """The configuration of its stage, without the prompts."""
+        return loader.resolved(replace(self.run, prompt="", prompts_=None, from_=None, stages=(self.stage,)))
 
     @cached_property
     def digest(self) -> str:
         """What tells it from other generators, and from other steps of the same one."""
-        digest = sha256(loader.resolved(replace(self.run, stages=(self.stage,))).encode())
+        digest = sha256(self.config.encode())
         for name, numbers in sorted(self.numbers.items()):
             digest.update(name.encode())
             digest.update(numbers.contiguous().numpy().data)
@@ -136,8 +136,9 @@ class Maker:
     def check(self, prompts: list[str]) -> list[str]:
         """Returns notes about words that the prior does not know, a line each. Raises UserError for a prompt that names
         nothing that it knows, and where its files are not to be had."""
-        model = Model(self.guidance.part("prior"), self.prior, tuple(prompts))
-        return [*unknown_words(model, prompts, self.run.unknown_words == "warn"), *self.prior.verify(prompts)]
+        known, model = self.prior.vocabulary, self.guidance.part("prior").title
+        return [*unknown_words(known, model, prompts, prompts, self.run.unknown_words == "warn"),
+                *self.prior.verify(prompts)]
 
     def text(self, prompt: str) -> Text:
         """Encodes a prompt."""
@@ -151,8 +152,23 @@ class Maker:
             return self.scene.object()
 
 
+def beginning(run: Run, device: torch.device | str = "cpu") -> Maker | None:
+    """The generator that a run begins with. None where it begins otherwise: a generator whose run goes on with training
+    begins with the numbers of the other."""
+    if run.from_ is None or _generates(run.stages[0]):
+        return None
+    folder = folders.place(run.from_)
+    if (folder / folders.GENERATOR).is_file() or any(map(_generates, folders.configured(folder).stages)):
+        return Maker(Trained.read(run.from_), device)
+    return None
+
+
+def _generates(stage: StageConfig) -> bool:
+    return issubclass(find(stage.shape.use).load(), Generator)
+
+
 def _check(stage: StageConfig, folder: Path) -> None:
     """Raises UserError where the shape of a stage is no generator."""
-    if not issubclass(find(stage.shape.use).load(), Generator):
+    if not _generates(stage):
         raise UserError(f"{folder}: its shape is a {stage.shape.use}, which makes one object and no others; for that "
                         f"one: mpiprop export {folder}")

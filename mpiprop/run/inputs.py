@@ -5,6 +5,7 @@ from pathlib import Path
 from mpiprop.config.components import needs
 from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
+from mpiprop.run.folders import GENERATOR, place
 
 
 def check(name: str, run: Run) -> None:
@@ -17,7 +18,7 @@ def check(name: str, run: Run) -> None:
         raise UserError(f"{name} makes objects from a picture: give image=FILE")
     if run.image is not None and not Path(run.image).exists():
         raise UserError(f"image={run.image}: no such file")
-    if run.from_ and not (Path(run.from_) / "window.h5").exists():
-        raise UserError(f"from={run.from_}: no run folder with a window.h5")
+    if run.from_ and not any((place(run.from_) / name).exists() for name in ("window.h5", GENERATOR)):
+        raise UserError(f"from={run.from_}: no run folder with a window.h5, and no exported generator")
     if not all(prompt.strip() for prompt in run.prompts) and run.reads_prompt:
         raise UserError('nothing to make: give prompt="..."')

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mpiprop.run import transition
+from mpiprop.run import fitting, transition
 from mpiprop.config.components import Node, build, placed, takes, texts
 from mpiprop.config.schema import Run
 from mpiprop.config.conversion import plain
@@ -28,6 +28,7 @@ from mpiprop.conditioning.several import SeveralConditions
 from mpiprop.conditioning.store import Store, Stored
 from mpiprop.objective.scene import Scene
 from mpiprop.objective.gradient import ComputationUnit, Term
+from mpiprop.run.generator import Maker
 from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.generators.base import Generator
 from mpiprop.views.reference import Pose, Reference
@@ -141,6 +142,13 @@ class Stage:
                 if old[entry.name].shape == entry.shape:
                     fresh.flat[entry.span] = theta.flat[old[entry.name].span]
         return fresh
+
+    def begin_with(self, maker: Maker, say: Callable[[str], None]) -> Theta:
+        """theta_0 where the stage begins with what a generator makes of the run's prompt. Raises UserError where this
+        stage's shape cannot."""
+        made = maker.object(maker.text(self.run.prompt))
+        fitting.begin(self.scene, made, maker.tau, maker.views.turntable(1, (1, 1)), self.init.of("fit"), say)
+        return self.scene.theta()
 
     def ends(self) -> list[int]:
         """Returns the steps, ascending, that no window reaches across; the last is T."""

@@ -18,6 +18,7 @@ from mpiprop.config.schema import Run, WindowConfig
 from mpiprop.core.errors import UserError
 from mpiprop.transport.world import World
 from mpiprop.views.reference import Reference
+from mpiprop.run.generator import beginning
 from mpiprop.run.preflight import memory, needs
 from mpiprop.run.preflight.memory import Pool, size
 from mpiprop.run.preflight.stages import Survey, survey
@@ -49,8 +50,7 @@ def check(world: World, run: Run, begin: int, device: torch.device, reference: R
     world.together(lambda: _files(run, folder), by=0)
     other = None
     if run.from_ and not begin and not under_way:
-        source = Path(run.from_) / "window.h5"
-        other = world.together(lambda: checkpoint.load(source), by=1)
+        other = world.together(lambda: beginning(run) or checkpoint.load(Path(run.from_) / "window.h5"), by=1)
     stages = world.together(lambda: survey(run, begin, device, reference, under_way, other), by=1)
     ranks = world.gather(Rank({"host": memory.host()} | ({"gpu": memory.gpu(device)} if device.type == "cuda" else {}),
                               memory.resident()))

@@ -23,6 +23,9 @@ from mpiprop.guidance.regularizers import lacking
 from mpiprop.planning.laws import Work
 from mpiprop.priors.base import Prior
 from mpiprop.priors.diffusion import Latent
+from mpiprop.priors.vocabulary import unknown_words
+from mpiprop.run import fitting
+from mpiprop.run.generator import Maker
 from mpiprop.run.stage import Stage
 from mpiprop.shapes.generators.base import Generator
 from mpiprop.render.mesh import Mesh
@@ -67,23 +70,25 @@ class Untold:
 
 
 def survey(run: Run, begin: int, device: torch.device, reference: Reference | None, under_way: bool,
-           other: Checkpoint | None) -> list[Survey]:
+           other: Checkpoint | Maker | None) -> list[Survey]:
     """Survey all stages from number `begin` on.
 
     under_way: that stage continues from its own checkpoint
-    other: the checkpoint of another run with which it begins, if any
+    other: the checkpoint of another run, or the generator, with which it begins, if any
     Raises UserError for the first thing that cannot work. Models' files come last: those on a hub are fetched.
     """
     _backends(run.stages[begin:])
     stages, before = [], None
     room = memory.host().free / BUILDING if device.type == "cpu" else None
-    if other is not None:
+    if isinstance(other, Checkpoint):
         then = parse(loads(other.config, "checkpoint"), f"from={run.from_}")
         before = Stage(then, then.index(other.stage), device)
     for index in range(begin, len(run.stages)):
         with memory.bounded(f"stages.{index}", room):
             stage = Stage(run, index, device, reference)
-            if not (under_way and index == begin):
+            if isinstance(other, Maker) and index == begin:
+                _can_begin_with(stage, other, f"stages.{index}.shape")
+            elif not (under_way and index == begin):
                 _can_begin(stage, before, f"stages.{index}.shape")
             stages.append(_survey(stage, f"stages.{index}"))
             before = stage
@@ -112,7 +117,8 @@ def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
         models.append(Model(node, stage.lora.prior, ()))
     models += [Model(node, network, ()) for term in stage.config.terms for node, network in stage.networks(term.guidance)]
     notes = tuple(dict.fromkeys(note for model in models for note in unknown_words(
-        model, stage.run.prompts, stage.run.unknown_words == "warn", OTHERWISE)))
+        model.prior.vocabulary, model.name, stage.run.prompts, model.strings, stage.run.unknown_words == "warn",
+        OTHERWISE)))
     return Survey(work, most, (), 0, evaluation, shape.handover_mesh["resolution"] if isinstance(shape, TexturedSurface) else 0,
                   isinstance(shape, (Field, Cloud)), isinstance(shape, Cloud), notes), models
 
@@ -128,9 +134,8 @@ class Model:
 
     @property
     def name(self) -> str:
-        """For messages: its class, and its model where it has one."""
-        kind, model = self.node.use, self.node.keys.get("model")
-        return kind if model is None else f"{model} {kind}" if model == "builtin" else f"{kind} {model}"
+        """What messages call it."""
+        return self.node.title
 
 
 def _model(stage: Stage, term: TermConfig) -> Model | None:
@@ -165,6 +170,13 @@ def _can_begin(stage: Stage, before: Stage | None, path: str) -> None:
         raise UserError(f"{path}: begins with the shape of a stage before it: put one before it, or give from=RUN")
 
 
+def _can_begin_with(stage: Stage, maker: Maker, path: str) -> None:
+    """Raises UserError where the stage's shape cannot begin with what a generator makes of the prompt."""
+    maker.check([stage.run.prompt])
+    with placed(path):
+        fitting.check(stage.scene.shape, maker.object(maker.text(stage.run.prompt)).shape)
+
+
 def _drawn(stage: Stage, path: str) -> set[str]:
     """What the stage's images will have (keys of guidance.regularizers.LACKING).
 
@@ -194,21 +206,6 @@ def _images(term: TermConfig, built: Built, has: set[str], path: str) -> None:
             raise UserError(f"{path}.{why}")
     if getattr(built.guidance, "reads_normals", False) and "normals" not in has:
         raise UserError(f"{term.guidance.path}.normal: the shape has no normals; set shape.normal, or the weight to 0")
-
-
-def unknown_words(model: Model, prompts: Sequence[str], warn: bool, otherwise: str = "") -> list[str]:
-    """A warning about words unknown to the model. Raises UserError, which ends with `otherwise`, for a prompt that names no
-    shape known to it, unless `warn`."""
-    if (known := model.prior.vocabulary) is None or not model.strings:
-        return []
-    unknown = known.quoted(known.unknown(" ".join(model.strings)))
-    if nameless := [prompt for prompt in prompts if not known.names_a_shape(prompt)]:
-        what = f"prompt {nameless[0]!r}: names nothing that the {model.name} can make"
-        what += f" (it does not know {unknown})" if unknown else ""
-        if warn:
-            return [f"warning: {what}; expect a poor result"]
-        raise UserError(f"{what}; it makes {', '.join(known.shapes)}, in {', '.join(known.colours)}{otherwise}")
-    return [f"warning: the {model.name} does not know {unknown}; leave out what it does not know"] if unknown else []
 
 
 def _batches(stage: Stage, term: TermConfig, built: Built, prior: Prior | None, path: str) -> tuple[int, float]:

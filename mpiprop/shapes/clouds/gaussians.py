@@ -20,6 +20,7 @@ from mpiprop.shapes.clouds.base import Cloud, Splats
 from mpiprop.shapes.clouds.densify import Densify, Rules
 
 CLOSE = 1e-7  # square of the least distance that counts as one between neighbours
+OPAQUE = 0.9  # opacity of Gaussians that are placed on a surface
 ROWS = ("position", "f_dc", "f_rest", "scale", "rotation", "opacity")
 
 
@@ -91,6 +92,14 @@ class Gaussians(Cloud):
         if not isinstance(previous, Gaussians) or previous.f_rest.shape[1] != self.f_rest.shape[1]:
             raise UserError(f"Gaussians of this degree cannot begin with a {type(previous).__name__}; with Gaussians of the "
                             "same degree they can")
+
+    @torch.no_grad()
+    def take(self, points: Tensor, colours: Tensor) -> None:
+        """Becomes as many round, opaque Gaussians at points [N, 3] of colours [N, 3] in [0, 1]."""
+        degree = round((self.f_rest.shape[1] + 1) ** 0.5) - 1
+        rows = _round(points.cpu(), ((colours.cpu() - 0.5) / C0)[:, None], degree, OPAQUE)
+        for name in ROWS:
+            getattr(self, name).data = rows[name].to(self.position.device)
 
     @torch.no_grad()
     def begin_with(self, previous: Shape) -> None:

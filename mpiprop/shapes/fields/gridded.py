@@ -66,6 +66,11 @@ class Gridded(Field):
     def refresh(self, tau: int, ray_spacing: float, rng: Streams) -> None:
         self.cells.refresh(lambda unit: self.density((2 * unit - 1) * self.radius), tau, ray_spacing, rng)
 
+    def renew(self, rng: Streams) -> None:
+        """Looks at all cells anew, after the field has been changed as a whole."""
+        self.cells.values.zero_()
+        self.refresh(0, 0.0, rng)
+
     def _unit(self, x: Tensor) -> Tensor:
         """The points [N, 3] as [3, N] in the unit cube."""
         return torch.add(0.5, x.T, alpha=0.5 / self.radius).clamp_(0, 1).contiguous()

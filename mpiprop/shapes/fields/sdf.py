@@ -107,8 +107,7 @@ class SDF(Gridded, DistanceField):
     def begin(self) -> None:
         if self.mesh is not None:
             self._fit(*self.mesh, self.fit_steps, self.rng.of("fit"))
-            self.cells.values.zero_()
-            self.refresh(0, 0.0, self.rng)
+            self.renew(self.rng)
 
     def at(self, tau: int) -> None:
         super().at(tau)
@@ -173,11 +172,7 @@ class SDF(Gridded, DistanceField):
 
     def _fit(self, vertices: Tensor, faces: Tensor, steps: int, rng: Streams) -> None:
         """Least squares of the distance to a closed mesh, half of the points close to it (TextMesh's start from a shape)."""
-        area = triangles.face_areas(vertices, faces).norm(dim=-1)
-        face = torch.multinomial(area, POOL // 2, replacement=True, generator=rng("face"))
-        share = -uniform(rng("share"), POOL // 2, 3, lo=1e-6).log()
-        share /= share.sum(1, keepdim=True)
-        near = (share[:, :, None] * vertices[faces[face]]).sum(1) + NEAR * self.radius * normal_draws(
+        near = triangles.scattered(vertices, faces, POOL // 2, rng) + NEAR * self.radius * normal_draws(
             rng("near"), POOL // 2, 3)
         far = uniform(rng("far"), POOL // 2, 3, lo=-self.radius, hi=self.radius)
         x = torch.cat([near.clamp(-self.radius, self.radius), far])
