@@ -158,7 +158,8 @@ def beginning(run: Run, device: torch.device | str = "cpu") -> Maker | None:
     if run.from_ is None or _generates(run.stages[0]):
         return None
     folder = folders.place(run.from_)
-    if (folder / folders.GENERATOR).is_file() or any(map(_generates, folders.configured(folder).stages)):
+    trained = (folder / "config.yaml").is_file() and any(map(_generates, folders.configured(folder).stages))
+    if trained or (folder / folders.GENERATOR).is_file():
         return Maker(Trained.read(run.from_), device)
     return None
 
