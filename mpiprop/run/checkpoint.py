@@ -61,15 +61,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 class Disk(FileIO):
-    """A file that HDF5 can write on a failing disk, which it does not bear: failures are kept until it has closed its own.
-
-    Vectors go from where they are to the system's cache piece by piece; the image of the whole is nowhere in memory.
-    """
+    """A file object for HDF5 that keeps write errors until the file is closed, because HDF5 cannot handle them. Data
+    are written piece by piece; the file is never in memory as a whole."""
 
     failure: OSError | None = None
 
     def write(self, data: memoryview) -> int:
-        """The length of `data`, written or not."""
+        """Writes `data` and returns its length, also where the write fails."""
         rest = memoryview(data)
         with self._keeping():
             while rest:
@@ -77,7 +75,7 @@ class Disk(FileIO):
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """`size`, whether or not the file has it now."""
+        """Sets the size of the file and returns it, also where that fails."""
         with self._keeping():
             size = super().truncate(size)
         return size or 0

@@ -1,4 +1,4 @@
-"""Rank 0's part in a stage: the loop `for window in propel(...)`, and around it what is kept, told and shown."""
+"""Runs a stage on rank 0: the loop `for window in propel(...)` with checkpoints, the log and previews."""
 
 from dataclasses import replace
 from itertools import chain
@@ -30,7 +30,7 @@ class Drive:
         self.reporter = Reporter(run, stage, folder, log)
 
     def begin(self) -> Layout:
-        """The layout of theta in this stage, which what came before it decides."""
+        """Returns the layout of theta in this stage, which depends on the checkpoint or on the stage before."""
         self.window = self._begin()
         return self.window.x.theta.layout
 

@@ -96,7 +96,7 @@ class Trained:
 
     @cached_property
     def digest(self) -> str:
-        """What tells it from other generators, and from other steps of the same one."""
+        """Identifies the generator and the step of its training."""
         digest = sha256(self.config.encode())
         for name, numbers in sorted(self.numbers.items()):
             digest.update(name.encode())

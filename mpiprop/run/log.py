@@ -28,8 +28,8 @@ class Log:
         self.note(line)
 
     def parting(self, line: str) -> None:
-        """The last words of a run that was asked to leave. On a terminal they go past mpirun, which loses what its ranks say
-        once it has been told to end them."""
+        """Print the last lines of a run that was asked to leave. On a terminal they are written past mpirun, which
+        loses the output of its ranks once it has been told to end them."""
         if self.rank == 0 and terminal():
             tell(f"{CLEAR}{line}")
             self.note(line)

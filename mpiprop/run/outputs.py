@@ -88,7 +88,7 @@ def preview(run: Run, stage: Stage, theta: Theta, tau: int, folder: Path) -> Ten
 
 
 def likeness(stage: Stage, theta: Theta, reference: Reference, size: int) -> tuple[Tensor, float]:
-    """The picture that the object was made from beside the object from there [H, 2 W, 3], and their PSNR (dB)."""
+    """The input image beside a render from the same camera [H, 2 W, 3], and the PSNR between them (dB)."""
     side = min(size, len(reference.rgba))
     picture = reference.resized(side).to(stage.device)
     view = orbit(reference.azimuth, reference.elevation, reference.distance, reference.fovy, (side, side))
@@ -147,7 +147,7 @@ def write(run: Run, stage: Stage, theta: Theta, folder: Path, log: Log, stay: Ca
 
 
 def _judged(run: Run, folder: Path, log: Log) -> Judged | None:
-    """What the built-in judge takes the object for. A run is done without it, too."""
+    """Returns the verdict of the built-in judge; None where it fails, since a run is complete without it."""
     try:
         return judge(run.prompts[0], sorted((folder / "views").glob("*.png")))
     except Exception as error:

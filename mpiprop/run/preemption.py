@@ -77,14 +77,14 @@ def release() -> None:
 
 
 def over() -> None:
-    """The run has its exit code: from now on signals mean nothing, to the end of the process."""
+    """Ignore signals until the process ends: the run has its exit code."""
     for number in SIGNALS:
         if signal.getsignal(number) is _heard:  # Python's own end gives its handlers up, but what is ignored stays so
             signal.signal(number, signal.SIG_IGN)
 
 
 def watch(folder: Path) -> None:
-    """Also leave when `folder`/stop appears; one from before this process is an old story and removed."""
+    """Also leave when `folder`/stop appears. A file from before this process is removed."""
     _folder[:] = [folder]
     if (flag := folder / "stop").exists() and flag.stat().st_mtime < _since:
         flag.unlink()

@@ -94,7 +94,7 @@ class Program:
         return loader.resolved(run), folder, reference
 
     def _enter(self, folder: Path) -> None:
-        """Makes and locks the run folder, which from now on is told what happens."""
+        """Makes and locks the run folder, and logs to it from now on."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = folders.lock(folder)
@@ -163,7 +163,8 @@ class Program:
         return self._after(code, shrink)
 
     def _told(self, stage: Stage, folder: Path) -> list[Conditions | None]:
-        """What the guidances are told: of one prompt encoded by one rank, of several read from what all ranks write."""
+        """Returns the conditions of each term. One prompt is encoded by one rank; several are read from a store that
+        all ranks write."""
         world = self.world
         stores = world.together(lambda: stage.stores(folder))
         if not stores:

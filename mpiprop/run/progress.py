@@ -1,4 +1,5 @@
-"""Tells of a stage's slides: metrics.jsonl, the progress line, the file `status`, previews, and TensorBoard if asked for."""
+"""Reports a stage's slides: metrics.jsonl, the progress line, the file `status`, previews, and TensorBoard if asked
+for."""
 
 import os
 from collections import defaultdict, deque
@@ -29,7 +30,7 @@ class Reporter:
         self.spent: defaultdict[str, float] = defaultdict(float)  # seconds of rank 0 by part since the last slide
 
     def begin(self, window: Window) -> None:
-        """What follows goes on from `window`."""
+        """Start counting from `window`."""
         self.window = window
         self.clock = self.shown = perf_counter()
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)  # when a slide ended, and at which step

@@ -36,7 +36,8 @@ class Keeper:
             self.writing = self.aside.submit(self.write, window)
 
     def save(self, window: Window, complete: bool = False) -> None:
-        """Have `window` on disk on return, after what is being written aside. Raises RunError if it cannot be written."""
+        """Write `window`, after what is being written aside, and return when it is on disk. Raises RunError if it
+        cannot be written."""
         if self.writing is not None:
             wait([self.writing])
             self.writing = None  # whatever became of it, this one is newer

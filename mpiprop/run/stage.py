@@ -80,7 +80,8 @@ class Stage:
                 for term in self.config.terms]
 
     def unit(self, embeddings: Sequence[Conditions | None]) -> ComputationUnit:
-        """s, given what `embeddings` returned on some rank. Weights of priors are read at its first evaluation."""
+        """Returns the computation unit s, given what `embeddings` returned on some rank. Weights of priors are read
+        at its first evaluation."""
         terms = []
         for term, views, told in zip(self.config.terms, self.views, embeddings):
             given = {"lora": self.lora, "reference": self.reference}
@@ -108,14 +109,15 @@ class Stage:
                                     f"prior's text has width {width}; set text_width: {width}")
 
     def weight_bytes(self) -> int:
-        """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model is not to be had."""
+        """Bytes of the networks of all priors on a rank that evaluates. Raises UserError where a model cannot be
+        found."""
         for term in self.config.terms:
             if takes(term.guidance, "prior"):
                 self.prior(term.guidance)
         return sum(prior.weight_bytes() for prior in self._priors.values())
 
     def rollout(self) -> Rollout:
-        """h-dagger."""
+        """Returns the rollout h-dagger."""
         optimiser = build(self.config.optimiser, self.scene.layout)
 
         def refresh(theta: Theta, tau: int) -> Theta:
@@ -210,7 +212,7 @@ class Stage:
         return [(node.part(name), build(node.part(name), self.device)) for name in names]
 
     def _encoded(self, guidance: Node, store: Store | None) -> Conditions:
-        """Encodes what a guidance's prior is told of the prompt or the picture, and the guidance's own texts."""
+        """Encodes the prompt or the picture for a guidance's prior, and the guidance's own texts."""
         prior, prompts = self.prior(guidance), self.prompts(guidance)
 
         def told(prompt: int) -> Conditions:
@@ -232,5 +234,5 @@ class Stage:
 
 
 def _given(component: Node, **things: object) -> dict[str, object]:
-    """Those of the things that a component is given by the program."""
+    """Returns those of the things that a component takes."""
     return {name: thing for name, thing in things.items() if takes(component, name)}
