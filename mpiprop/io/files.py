@@ -54,7 +54,7 @@ def made(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what processes that were killed have left of files in `folder`."""
+    """Removes unfinished files of killed processes from `folder`."""
     for temporary in folder.rglob(".*.part*"):
         temporary.unlink(missing_ok=True)
 

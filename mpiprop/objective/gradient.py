@@ -29,7 +29,7 @@ SKETCH = "theta", 128  # name of the gradient's sketch among the sums, and how m
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss: where it looks from, what it wants there, and what it holds against the picture."""
+    """One term of the loss: views, a guidance, and penalties."""
 
     name: str
     views: Callable[[int, Streams], Views]

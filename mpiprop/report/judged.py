@@ -23,7 +23,7 @@ class Judged:
 
     @property
     def brief(self) -> str:
-        """How often, and how well."""
+        """The verdict in a few words."""
         return f"{self.named} of {self.views} views (similarity {self.similarity:.2f})"
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ FILE = "results.json"
 
 @dataclass(frozen=True)
 class Made:
-    """What is in a run folder at the end; None where it is not there."""
+    """The result of a run: counts and figures; None for what a run folder does not have."""
 
     faces: int | None = None  # of mesh.glb
     open_edges: int | None = None  # of mesh.glb, those that do not join two faces

@@ -28,14 +28,14 @@ def write(runs: Sequence[RunSummary], out: str | Path) -> None:
     names = _distinct([run.folder.name for run in runs])
     page = environment.get_template("page.html").render(
         title=runs[0].prompt if len(runs) == 1 else f"{len(runs)} runs compared",
-        runs=[_told(run, name) for run, name in zip(runs, names)],
+        runs=[_shown(run, name) for run, name in zip(runs, names)],
         differing=differences(runs), few=FEW, judge=any(run.made.judged for run in runs), progress=_progress(runs, names),
         text=lambda name: (HERE / name).read_text())
     with atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _told(run: RunSummary, name: str) -> dict[str, Any]:
+def _shown(run: RunSummary, name: str) -> dict[str, Any]:
     """What the template shows of one run."""
     views = sorted((run.folder / "views").glob("*.png"))
     views = [views[i * len(views) // VIEWS] for i in range(VIEWS)] if len(views) > VIEWS else views

@@ -19,10 +19,10 @@ class Helpers(Protocol):
 
     @property
     def workers(self) -> Sized:
-        """Those that are left."""
+        """The helpers that are left."""
 
     def __call__(self, theta: Theta, tau: int, *part: int) -> Promise:
-        """Hands out a part of a step, its number and how many there are; Unit has the meaning."""
+        """Hands out part `part` of `parts` of a step, see Unit."""
 
     def deliver(self) -> None:
         """Wait until what was handed out has been sent."""
