@@ -97,6 +97,7 @@ def test_root_takes_in_a_drift_when_its_turn_is_near():
         promises = [service(theta(tau), tau) for tau in range(6)]
         until(lambda: service.progress() or len(evaluated) == 6 and world.comm.fabric.delivered[0, PAYLOAD] >= 1)
         promises[0].result()
+        until(lambda: service.progress() or world.comm.fabric.delivered[0, PAYLOAD] >= 2)
         for _ in range(100):
             service.progress()
         assert world.comm.fabric.delivered[0, PAYLOAD] == 2
