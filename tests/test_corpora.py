@@ -136,7 +136,7 @@ def test_ranks_write_their_shares_and_one_that_was_killed_goes_on(tmp_path: Path
     next(store.folder.glob("3.h5")).unlink()  # as if its writer had been killed
     again = Store(tmp_path, lambda: TEXTS, "it")
     again.write(late := Counting(), 0, 1)
-    assert late.asked == TEXTS[48:64] and torch.equal(again(TEXTS)[0], Counting().embed(TEXTS))
+    assert late.asked == TEXTS[48:64] and torch.equal(again.embed(TEXTS), Counting().embed(TEXTS))
 
 
 def test_other_texts_and_another_encoder_are_other_stores(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_written_are_told(tmp_path: P
     path = store.folder / "0.h5"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match="0.h5: damaged; remove it and resume"):
-        store([TEXTS[0]])
+        store.embed([TEXTS[0]])
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         Store(tmp_path / "file", lambda: TEXTS, "it").write(Counting())

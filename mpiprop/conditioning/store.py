@@ -74,17 +74,19 @@ class Store:
             raise UserError(f"{missing}: not there, and another rank has written it; put the run folder on a file system that "
                             "all hosts see")
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Returns the embeddings [V, N, E] float32 of texts that are in the store, and the place of the end token in each."""
-        rows = [self._row(text) for text in texts]
-        found = [(file["embeddings"][row % BLOCK], int(file["ends"][row % BLOCK]))
-                 for row in rows for file in [self._open(row // BLOCK)]]
-        return torch.from_numpy(np.stack([embedding for embedding, _ in found])).float(), [end for _, end in found]
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Returns the embeddings [V, N, E] float32 of texts that are in the store."""
+        return torch.from_numpy(np.stack([self._read("embeddings", text) for text in texts])).float()
 
-    def _row(self, text: str) -> int:
+    def ends(self, texts: Sequence[str]) -> list[int]:
+        """Returns the place of the end token in each text."""
+        return [int(self._read("ends", text)) for text in texts]
+
+    def _read(self, dataset: str, text: str) -> Any:
         place = np.searchsorted(self.names, np.uint64(_name(text)))
         assert place < len(self.names) and self.names[place] == _name(text), f"{text!r} is not in the store"
-        return int(self.order[place])
+        block, row = divmod(int(self.order[place]), BLOCK)
+        return self._open(block)[dataset][row]
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block}.h5"
@@ -126,11 +128,11 @@ class Stored:
 
     def embed(self, strings: Sequence[str]) -> Tensor:
         """Returns [V, N, E] float32 on the CPU, as the prior does."""
-        return self.store(strings)[0]
+        return self.store.embed(strings)
 
     def ends(self, strings: Sequence[str]) -> list[int]:
         """Returns the place of the end token in each text."""
-        return self.store(strings)[1]
+        return self.store.ends(strings)
 
 
 def _name(text: str) -> int:

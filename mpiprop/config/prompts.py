@@ -43,7 +43,7 @@ class Corpus:
             raise UserError(f"{self.file}: its prompts have changed: now {len(self.texts)} with SHA-256 {found[:16]}..., "
                             f"and {self.sha256[:16]}... is wanted; put the former file back, or begin a new run")
         read = replace(self, sha256=found)
-        read.__dict__["texts"] = self.texts
+        read.__dict__["texts"] = self.texts  # so that the file is not read again
         return read
 
     @cached_property

@@ -136,7 +136,7 @@ class Program:
         stage = world.together(lambda: Stage(run, index, self.device, self.reference))
         drive = Drive(run, text, stage, folder, self.log, index + 1 == len(run.stages)) if world.root else None
         layout = world.together(lambda: drive.begin(), by=0)
-        embeddings = self._told(stage, folder)
+        embeddings = self._conditions(stage, folder)
         stage.read(embeddings)
         evaluates = world.size == 1 or not world.root
         unit = world.together(lambda: stage.unit(embeddings) if evaluates else None)
@@ -162,7 +162,7 @@ class Program:
             shrink = service.close(code)
         return self._after(code, shrink)
 
-    def _told(self, stage: Stage, folder: Path) -> list[Conditions | None]:
+    def _conditions(self, stage: Stage, folder: Path) -> list[Conditions | None]:
         """Returns the conditions of each term. One prompt is encoded by one rank; several are read from a store that
         all ranks write."""
         world = self.world
