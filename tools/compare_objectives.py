@@ -10,23 +10,14 @@ kill it and start it again. --report makes the tables of what is done.
 """
 
 import argparse
-import ctypes
-import json
-import multiprocessing
-import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
-from math import ceil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,23 +25,17 @@ sys.path.insert(0, str(ROOT))
 
 from mpiprop.config import loader  # noqa: E402  (from this checkout)
 from mpiprop.config.conversion import convert, key  # noqa: E402
-from mpiprop.core.errors import DONE, FAILED, INTERRUPTED, RunError, UserError  # noqa: E402
+from mpiprop.core.errors import RunError, UserError  # noqa: E402
 from mpiprop.core.variance import variances  # noqa: E402
-from mpiprop.io.files import atomic  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.report.summary import RunSummary  # noqa: E402
-from mpiprop.run import outputs, program  # noqa: E402
+from mpiprop.run import outputs  # noqa: E402
 from mpiprop.run.folders import slug  # noqa: E402
-from tools.compare_loras import scaled  # noqa: E402
-from tools.gallery import LEAN, choose, evaluated, speed, views_of  # noqa: E402
+from tools import comparing  # noqa: E402
+from tools.comparing import QUALITY, Figures, cell, cost, kept, run  # noqa: E402
+from tools.gallery import LEAN, choose, views_of  # noqa: E402
 
-Figures = dict[str, float | None]
-INHERITED = ("prior", "prompts", "t_min", "t_max")  # keys of the demo's guidance that an objective has unless it says otherwise
-PERCENT = 100  # steps of an objective's own schedules that are the whole run
-LORA_LR = 0.001  # as in demo/prolificdreamer
-ASKED = 8  # steps, evenly over the run, whose cost is measured
-COLUMNS = {"r_precision": ("R-Precision", "{:.2f}"), "similarity": ("similarity", "{:.3f}"), "iou": ("IoU", "{:.3f}"),
-           "chamfer": ("Chamfer", "{:.4f}"), "psnr_db": ("PSNR (dB)", "{:.2f}"), "ssim": ("SSIM", "{:.3f}"),
+COLUMNS = {"r_precision": ("R-Precision", "{:.2f}"), **QUALITY,
            "latent": ("variance, latent", "{:.3g}"), "theta": ("variance, theta", "{:.3g}"), "noise": ("its share", "{:.2f}"),
            "seconds": ("s a step", "{:.3f}"), "predictions": ("predictions", "{:.1f}"), "speed": ("T/K", "{:.2f}")}
 
@@ -65,14 +50,11 @@ class SceneKind:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(comparing.Objective):
     """A row of the tables."""
 
-    weight: float = key("factor of its gradient")
     after: str | None = key("objective whose results it begins with, for one that is a second stage", None)
     share: float = key("of the steps, for one that is a second stage", 1.0, lo=0, hi=1)
-    set: tuple[str, ...] = key("overrides, key=value", ())
-    guidance: dict[str, Any] = field(default_factory=dict)  # as in a configuration; schedules in percent of the run
 
 
 @dataclass(frozen=True)
@@ -108,18 +90,9 @@ class Comparison:
     def tree(self, scene: SceneKind, row: Objective) -> dict[str, Any]:
         """The configuration of a row's runs: the first stage of the scene's, with another guidance."""
         tree = loader.read(scene.config)
-        stage = tree["stages"][0]
-        stage = scaled(stage, scene.steps / stage["steps"])
-        term = stage["terms"][0]
-        term["guidance"] = {name: value for name, value in term["guidance"].items() if name in INHERITED} | scaled(
-            row.guidance, scene.steps / PERCENT)
+        stage = row.of(tree["stages"][0], scene.steps)
         if row.after is not None:
             stage = ended(stage) | {"steps": max(1, round(row.share * scene.steps))}
-        stage["terms"][0]["weight"] = row.weight
-        if "lora" in row.guidance:
-            lr = stage["optimiser"]["lr"]
-            rates = lr if isinstance(lr, dict) else {"geometry": lr, "background": lr}
-            stage["optimiser"]["lr"] = rates | {"lora": LORA_LR}
         return tree | {"stages": [stage]}
 
 
@@ -149,8 +122,7 @@ class Place:
 
     def figures(self) -> dict[str, float]:
         """What is known of its runs."""
-        files = [self.folder(window) / "figures.json" for window in (False, True)]
-        return {name: value for file in files if file.exists() for name, value in json.loads(file.read_text()).items()}
+        return kept(self.folder()) | kept(self.folder(window=True))
 
 
 def make(comparison: Comparison, out: Path, scene: str, prompt: str, seed: int) -> list[str]:
@@ -163,7 +135,7 @@ def make(comparison: Comparison, out: Path, scene: str, prompt: str, seed: int) 
             overrides.append(f"from={Place(out, scene, row.after, prompt, seed).folder()}")
         config = out / slug(scene) / f"{slug(name)}.yaml"
         try:
-            run(config, place.folder(), [*overrides, "window.size=1"], quality, row.weight)
+            run(config, place.folder(), [*overrides, "window.size=1"], partial(quality, row.weight))
             if prompt in comparison.asked[:comparison.window_prompts]:
                 run(config, place.folder(window=True), [*overrides, f"window.size={comparison.window}"], cost)
         except (UserError, RunError) as error:
@@ -172,57 +144,15 @@ def make(comparison: Comparison, out: Path, scene: str, prompt: str, seed: int) 
     return failures
 
 
-def run(config: Path, folder: Path, overrides: list[str], figures: Callable[..., Figures], *about: float) -> None:
-    """One run and its figures, unless they are there."""
-    if (file := folder / "figures.json").exists():
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        code = program.main(str(config), overrides, folder, resume=True)
-    if code:
-        raise RunError(f"{folder}: the run ended with exit code {code}; run.log there says why")
-    found = {name: value for name, value in figures(folder, *about).items() if value is not None}
-    with atomic(file) as part:
-        part.write_text(json.dumps(found))
-    print(f"{folder}: " + "  ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
-
-
-def quality(folder: Path, weight: float) -> Figures:
+def quality(weight: float, folder: Path) -> Figures:
     """Measures of a finished sequential run: the judge's, those against the true solid, variances over its last steps."""
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        score, truth = evaluated(folder)
-    found = {"r_precision": score.r_precision, "similarity": score.similarity}
-    if truth is not None:
-        found |= {"iou": truth.iou, "chamfer": truth.chamfer, "psnr_db": truth.psnr_db, "ssim": truth.ssim}
     averages = outputs.newest(folder)[1].window.x.averages
     theta, latent = averages["theta"], next(values for name, values in averages.items() if name.endswith(".variance"))
     known = [(float(n), value) for n, value in zip(latent[:, 0], variances(latent)) if value is not None]
     variance, = variances(theta)
-    return found | {"latent": weight ** 2 * sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None,
-                    "theta": variance, "noise": variance and variance / float(theta[0, 2] / theta[0, 0])}
-
-
-def cost(folder: Path) -> Figures:
-    """T/K of a run in a window; of one evaluation at its end CPU seconds, and images shown to networks for each view."""
-    stage, found = outputs.newest(folder)
-    theta, unit, shown = found.window.x.theta, stage.unit(stage.embeddings()), 0
-    unit(theta, 0)  # reads the networks
-
-    def counted(predict: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def predicted(x_t: torch.Tensor, *rest: Any, **inputs: Any) -> torch.Tensor:
-            nonlocal shown
-            shown += len(x_t)
-            return predict(x_t, *rest, **inputs)
-        return predicted
-    prior = unit.terms[0].guidance.prior
-    prior.eps = counted(prior.eps)
-    if stage.lora is not None:  # its predictions, and those that it learns from
-        stage.lora.predict = counted(stage.lora.predict)
-    steps, start = range(0, stage.T, ceil(stage.T / ASKED)), time.thread_time()
-    for tau in steps:
-        unit(theta, tau)
-    seconds = (time.thread_time() - start) / len(steps)
-    views = len(stage.views[0](0, stage.init))
-    return {"seconds": seconds, "predictions": shown / len(steps) / views, "speed": speed(folder)[0]}
+    return comparing.quality(folder) | {
+        "latent": weight ** 2 * sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None,
+        "theta": variance, "noise": variance and variance / float(theta[0, 2] / theta[0, 0])}
 
 
 def table(comparison: Comparison, out: Path, scene: str) -> str:
@@ -236,15 +166,6 @@ def table(comparison: Comparison, out: Path, scene: str) -> str:
                  for name, (_, form) in COLUMNS.items()]
         lines.append(f"| {row} | " + " | ".join(cells) + f" | {sum(map(len, found.values()))} |")
     return "\n".join(lines)
-
-
-def cell(values: Sequence[Sequence[float]], form: str) -> str:
-    """The mean of all values and the deviation of the seeds' means."""
-    means = [fmean(some) for some in values if some]
-    if not means:
-        return "-"
-    spread = f" ± {form.format(stdev(means))}" if len(means) > 1 else ""
-    return form.format(fmean(value for some in values for value in some)) + spread
 
 
 def plot(comparison: Comparison, out: Path, scene: str) -> Path:
@@ -306,47 +227,19 @@ def prepare(comparison: Comparison, out: Path) -> None:
             loader.load(str(file), [*comparison.set, *kind.set, *row.set])
 
 
-def enter() -> None:
-    """Begins a worker process: it ends with the tool, however that ends. Its run goes on from its checkpoint the next time."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux
-
-
-def every(comparison: Comparison, out: Path, jobs: int) -> list[str]:
-    """Makes all runs, so many side by side; returns what went wrong."""
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), enter)
-    try:
-        made = [pool.submit(make, comparison, out, scene, prompt, seed)
-                for prompt in comparison.asked for seed in comparison.seeds for scene in comparison.scenes]
-        return [line for future in made for line in future.result()]
-    finally:
-        pool.shutdown(cancel_futures=True)
+def begin(file: Path, out: Path) -> tuple[list[Callable[[], list[str]]], Callable[[], None]]:
+    """The tasks of a comparison, one for each scene, prompt and seed, and its report."""
+    comparison = Comparison.read(file)
+    prepare(comparison, out)
+    tasks = [partial(make, comparison, out, scene, prompt, seed)
+             for prompt in comparison.asked for seed in comparison.seeds for scene in comparison.scenes]
+    return tasks, partial(report, comparison, out)
 
 
 def main(words: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", type=Path, metavar="FILE.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/objectives"))
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--report", action="store_true", help="make no runs")
-    args = parser.parse_args(None if words is None else [*words])
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    failures: list[str] = []
-    try:
-        comparison = Comparison.read(args.comparison)
-        if not args.report:
-            prepare(comparison, args.out)
-            failures = every(comparison, args.out, args.jobs)
-    except UserError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    report(comparison, args.out)
-    if failures:
-        print(*failures, sep="\n", file=sys.stderr)
-        return FAILED
-    return DONE
+    return comparing.command(parser, words, begin)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,11 @@ def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
     return measure([(prompt, judge.features(pixels(views))) for prompt, views in objects], prompts, judge.texts(prompts))
 
 
-def evaluated(folder: Path) -> tuple[Score, Likeness | None]:
-    """What `mpiprop evaluate --truth` finds of a run; no likeness where the corpus does not have the prompt's object."""
-    true = ["--truth"] if truth(folders.configured(folder).prompt) else []
-    found = evaluation.evaluate(parsers()["evaluate"].read([str(folder), *true]))
+def evaluated(folder: Path, true: bool = True) -> tuple[Score, Likeness | None]:
+    """What `mpiprop evaluate`, with `true` --truth, finds of a run; no likeness where the corpus does not have the prompt's
+    object."""
+    options = ["--truth"] if true and truth(folders.configured(folder).prompt) else []
+    found = evaluation.evaluate(parsers()["evaluate"].read([str(folder), *options]))
     return found.result.objects[0], found.truths[0] if found.truths else None
 
 
