@@ -214,8 +214,8 @@ def plot(counts: Table, points: Sequence[tuple[str, float, Row]], file: Path) ->
     left.legend()
     for i, (name, seconds, row) in enumerate(points):
         for part, fill in zip(PARTS, ("full", "none")):
-            right.plot(seconds, means(row.objects)[f"r_precision {part}"], "o", color=f"C{i}", fillstyle=fill,
-                       label=name if part == "seen" else None)
+            if (value := means(row.objects)[f"r_precision {part}"]) is not None:
+                right.plot(seconds, value, "o", color=f"C{i}", fillstyle=fill, label=name if part == "seen" else None)
     right.set(xlabel="wall-clock (s); full: seen, hollow: unseen", ylabel="R@1", ylim=(-0.05, 1.05), xscale="log")
     if points:
         right.legend(fontsize="small")
@@ -228,6 +228,8 @@ def report(comparison: Comparison, out: Path) -> None:
     over_ranks, points = parallel(comparison, out)
     tables = [generators(comparison, out), over_ranks, counts := scaling(comparison, out)]
     text = "\n\n".join(f"{table.name} (seen / unseen)\n\n{table}" for table in tables if table.rows)
+    for part, prompts in comparison.asked(comparison.prompts).items():
+        text += f"\n\n{part}: {', '.join(prompts)}"
     (out / "tables.md").write_text(f"{text}\n")
     plot(counts, points, out / "curves.png")
     sheets = [file for table in tables if (file := table.sheet(out))]
