@@ -23,6 +23,7 @@ from mpiprop.config.schema import Picture
 from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.guidance.regularizers import PENALTIES
+from mpiprop.corpus.objects import thing
 from mpiprop.guidance.reference import Likeness
 from mpiprop.run.stage import Stage
 from mpiprop.render.volume import Volume
@@ -32,7 +33,6 @@ from mpiprop.views.cameras import Image, orbit
 from mpiprop.views.reference import Pose, Reference
 from mpiprop.views.samplers import Reference as Camera
 from tools import corpus
-from tools.solids import OBJECTS
 
 ROOT = Path(__file__).parent.parent
 POSE, SMALL = Pose(0.0, 0.2, 1.8, 0.9), ["turntable.frames=1", "turntable.size=16", "mesh.resolution=8"]
@@ -352,8 +352,8 @@ def test_a_picture_of_the_corpus_is_where_the_camera_sees_it(tmp_path: Path, mon
     views = orbit(radians(40), radians(15), 1.8, radians(49.1), (48, 48))
     origins, directions = (part.reshape(-1, 3).T for part in views.rays())
     t = torch.linspace(1.1, 2.5, 300)[:, None, None]
-    inside = torch.stack([solid((origins + t * directions).transpose(0, 1).reshape(3, -1)) for solid, _ in OBJECTS["duck"]])
-    hit = (inside.amin(0).view(300, -1) < 0).any(0).view(48, 48)
+    inside = thing("duck").distance((origins + t * directions).transpose(0, 1).reshape(3, -1))
+    hit = (inside.view(300, -1) < 0).any(0).view(48, 48)
     assert 100 < int(hit.sum()) < 1500 and float((hit.float() - alpha).abs().mean()) < 0.02
 
 

@@ -21,10 +21,13 @@ from torch import Tensor
 
 from mpiprop.config import loader
 from mpiprop.config.components import build
+from mpiprop.corpus.colours import LOOKS
+from mpiprop.corpus.objects import SHAPES
 from mpiprop.io.sheet import contact_sheet
 from mpiprop.metrics.pictures import read
 from mpiprop.views.samplers import Random
-from tools.corpus import COLOURS, SHAPES, render, still
+from tools.corpus import render
+from tools.tracer import still
 
 
 def picture(path: Path) -> Tensor:
@@ -49,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--shape", choices=SHAPES, required=True)
-    parser.add_argument("--colour", choices=COLOURS, required=True)
+    parser.add_argument("--colour", choices=LOOKS, required=True)
     parser.add_argument("--azimuth", type=float, default=0, help="of the picture (degrees)")
     args = parser.parse_args()
     run = loader.load(str(args.run / "config.yaml"))
