@@ -31,9 +31,11 @@ def test_at2520_is_that_of_the_published_file() -> None:
 
 def test_builtin_parts_are_all_pairs_once() -> None:
     words = json.loads((Path(module.__file__).parents[1] / "weights" / "vocabulary.json").read_text())
-    seen, held = (set(read_prompts("builtin", part)) for part in ("train", "val"))
-    assert not seen & held and len(seen | held) == len(words["shapes"]) * len(words["colours"])
-    assert len(held) == sum(map(len, words["held_out"].values()))
+    seen, held, scenes = (set(read_prompts("builtin", part)) for part in ("train", "val", "scenes"))
+    everything = set(read_prompts("builtin"))
+    assert len(seen) + len(held) + len(scenes) == len(everything) == len(words["shapes"]) * len(words["colours"])
+    assert scenes == {f"{'an' if look == 'orange' else 'a'} {look} room" for look in words["colours"]}
+    assert len(held) == sum(len(looks) for shape, looks in words["held_out"].items() if shape not in words["scenes"])
     shape, looks = next(iter(words["held_out"].items()))
     assert all(any(prompt.endswith(f" {look} {shape}") for prompt in held) for look in looks)
 

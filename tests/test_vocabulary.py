@@ -56,7 +56,7 @@ def test_what_a_prompt_asks_beyond_them(prompt, unknown, shape):
 
 
 def test_the_nearest_known_word_is_named_where_there_is_one():
-    assert [KNOWN.nearest(word) for word in ("chairs", "mushrom", "plane", "hamburger", "corgi")] == [
+    assert [KNOWN.nearest(word) for word in ("chairs", "mushrom", "plane", "hamster", "corgi")] == [
         "chair", "mushroom", "airplane", None, None]
     assert KNOWN.quoted(["corgi", "chairs"]) == '"corgi", "chairs" (nearest: "chair")'
 

@@ -53,7 +53,8 @@ LEAN = [f"preview={{every_s: 1.0e9, size: {PREVIEW}}}",  # at stages' ends alone
 def choose(n: int) -> list[tuple[str, bool]]:
     """n prompts and whether each is held out: shapes in turn, colours in turn, every third one held out."""
     words = json.loads(vocabulary.FILE.read_text())
-    shapes, colours, held_out = words["shapes"], words["colours"], words["held_out"]
+    shapes = [shape for shape in words["shapes"] if shape not in words["scenes"]]
+    colours, held_out = words["colours"], words["held_out"]
     chosen = []
     for i in range(n):
         shape, new = shapes[i % len(shapes)], i % 3 == 2

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mpiprop.corpus.captions import caption
 from mpiprop.corpus.colours import LOOKS
-from mpiprop.corpus.objects import NAMES, held_out
+from mpiprop.corpus.objects import NAMES, SCENES, held_out
 from tools.dataset import (PAIRS, PHRASES, SIZE, Corpus, Drawn, augmented, degraded, load_tokenizer, text_sizes,
                            write_corpus, write_tokenizer)
 from tools.measure_prior import measure, sample
@@ -294,7 +294,7 @@ def export(out: Path, weights: Path = WEIGHTS) -> None:
     vae_config.write_text(json.dumps(told, indent=2) + "\n")
     for config in configs:  # transformers computes in the type named here: float32, although the file holds halves
         config.write_text(config.read_text().replace("float16", "float32"))
-    vocabulary = {"shapes": NAMES, "colours": LOOKS, "held_out": {name: held_out(name) for name in NAMES},
+    vocabulary = {"shapes": NAMES, "scenes": SCENES, "colours": LOOKS, "held_out": {name: held_out(name) for name in NAMES},
                   "views": [phrase for phrase in PHRASES if phrase]}
     (weights / "vocabulary.json").write_text(json.dumps(vocabulary, indent=1) + "\n")
     size = sum(file.stat().st_size for file in (weights / "prior").rglob("*") if file.is_file())

@@ -31,7 +31,8 @@ class Corpus:
     file: str = key(
         "a file: .txt with a prompt a line; .json with a list, or an object of lists; .csv whose last column has the prompts. "
         "Or AT2520 (ATT3D), or builtin: what the built-in models were shown")
-    part: str = key("which list of an object; of AT2520 train or val, of builtin train or val (pairs that were held out)",
+    part: str = key("which list of an object; of AT2520 train or val, of builtin train, val (pairs that "
+                    "were held out) or scenes",
                     "train")
     count: int | None = key("take only so many, those with the least SHA-256", None, lo=1)
     sha256: str | None = key("of the prompts, joined by line feeds; other prompts are refused", None)
@@ -104,7 +105,9 @@ def _named(name: str) -> dict[str, Sequence[str]]:
                           for who, does, wears, head in product(ANIMALS, ACTIVITIES, GARMENTS, HEADS)],
                 "val": [f"a pig {does} {look}" for does, look in product(UNSEEN, LOOKS)]}
     words = json.loads((PACKAGE / "weights" / "vocabulary.json").read_text())
-    pairs = [(look, shape) for shape in words["shapes"] for look in words["colours"]]
-    held = {(look, shape) for shape, looks in words["held_out"].items() for look in looks}
-    return {part: [f"{'an' if look[0] in 'aeiou' else 'a'} {look} {shape}" for look, shape in pairs
-                   if ((look, shape) in held) == (part == "val")] for part in ("train", "val")}
+    found: dict[str, list[str]] = {"train": [], "val": [], "scenes": []}
+    for shape in words["shapes"]:
+        for look in words["colours"]:
+            part = "scenes" if shape in words["scenes"] else "val" if look in words["held_out"][shape] else "train"
+            found[part].append(f"{'an' if look[0] in 'aeiou' else 'a'} {look} {shape}")
+    return dict(found)
