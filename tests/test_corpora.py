@@ -14,6 +14,7 @@ from mpiprop.conditioning.store import Store, Stored
 from mpiprop.conditioning.text import Eight, TextConditions
 from mpiprop.config.prompts import Corpus, read_prompts
 from mpiprop.core.errors import RunError, UserError
+from mpiprop.corpus.captions import caption
 from mpiprop.priors.diffusion import StableDiffusion
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "prompts"  # published files, where the checkout has them beside it
@@ -34,7 +35,7 @@ def test_builtin_parts_are_all_pairs_once() -> None:
     seen, held, scenes = (set(read_prompts("builtin", part)) for part in ("train", "val", "scenes"))
     everything = set(read_prompts("builtin"))
     assert len(seen) + len(held) + len(scenes) == len(everything) == len(words["shapes"]) * len(words["colours"])
-    assert scenes == {f"{'an' if look == 'orange' else 'a'} {look} room" for look in words["colours"]}
+    assert scenes == {caption("room", look) for look in words["colours"]}
     assert len(held) == sum(len(looks) for shape, looks in words["held_out"].items() if shape not in words["scenes"])
     shape, looks = next(iter(words["held_out"].items()))
     assert all(any(prompt.endswith(f" {look} {shape}") for prompt in held) for look in looks)

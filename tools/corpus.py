@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mpiprop.corpus.captions import caption
 from mpiprop.corpus.colours import LOOKS, matrix
 from mpiprop.corpus.objects import NAMES
 from tools.dataset import tracer_of
@@ -57,8 +58,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="height and width, pixels")
     args = parser.parse_args()
     photograph(args.name, args.look, args.out, args.azimuth, args.elevation, args.distance, args.fovy, args.size)
-    article = "an" if args.look[0] in "aeiou" else "a"
-    print(f"{args.out}: {article} {args.look} {args.name}, {args.size} x {args.size} pixels")
+    print(f"{args.out}: {caption(args.name, args.look)}, {args.size} x {args.size} pixels")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from mpiprop.config import loader  # noqa: E402
 from mpiprop.config.prompts import read_prompts  # noqa: E402
 from mpiprop.config.schema import Run  # noqa: E402
 from mpiprop.config.components import build  # noqa: E402
+from mpiprop.corpus.captions import caption  # noqa: E402
 from mpiprop.corpus.truth import truth  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
@@ -60,7 +61,7 @@ def choose(n: int) -> list[tuple[str, bool]]:
         shape, new = shapes[i % len(shapes)], i % 3 == 2
         pool = held_out[shape] if new else [colour for colour in colours if colour not in held_out[shape]]
         colour = pool[(i // len(shapes) + 3 * (i % len(shapes))) % len(pool)]
-        chosen.append((f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}", new))
+        chosen.append((caption(shape, colour), new))
     return chosen
 
 

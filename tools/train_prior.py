@@ -38,8 +38,8 @@ WEIGHTS = Path(__file__).parents[1] / "mpiprop" / "weights"
 LATENT_CHANNELS, SHARDS = 4, 2
 PLANS = on_this_device({
     "vae": Plan(steps=9000, batch=16, rate=1.5e-3, seed=1, warmup=50, average=0.998),
-    "unet": Plan(steps=30000, batch=32, rate=6e-4, seed=2, average=0.9995),
-    "judge": Plan(steps=9000, batch=64, rate=8e-4, seed=3, decay=0.05, average=0.998),
+    "unet": Plan(steps=28000, batch=32, rate=6e-4, seed=2, average=0.9995),
+    "judge": Plan(steps=16000, batch=64, rate=8e-4, seed=3, decay=0.05, average=0.998),
 }, gpu={"vae": (9000, 48), "unet": (14000, 256), "judge": (6000, 192)})
 ALIKE = ("mushroom", "table", "tree", "lamp", "umbrella", "hamburger", "apple", "gift")  # from every side
 
