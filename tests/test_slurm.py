@@ -144,6 +144,10 @@ def test_a_generator_of_many_prompts_is_trained_on_two_nodes_and_goes_on_after_a
     subprocess.run([sys.executable, "-m", "mpiprop", "run", "toy", *words, "--out", "alone"], check=True, timeout=300,
                    cwd=cluster.folder)
     assert flat(run) == flat(cluster.folder / "alone") and (run / "embeddings").is_dir()
+    number = cluster.submit("--ntasks=3", "--nodes=2", ROOT / "jobs/generate.slurm", run, "--prompts", "prompts.txt")
+    cluster.ends(number)
+    assert {file.name for file in (run / "generated").glob("*.glb")} == {f"a-{colour}-ball.glb" for colour in (
+        "red", "blue", "green")}
 
 
 def test_an_array_makes_each_prompt_of_a_file_once(cluster):
