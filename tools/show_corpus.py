@@ -53,7 +53,7 @@ def main() -> None:
     if unknown := set(args.names) - set(NAMES):
         parser.error(f"{', '.join(sorted(unknown))}: not in the corpus, which has {', '.join(NAMES)}")
     rows = [pictures(name, args.size) for name in args.names or NAMES]
-    contact_sheet(rows, args.out)
+    contact_sheet(rows, args.out, abreast=2)
     print(f"{args.out}: {len(rows)} rows")
 
 
