@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from math import cos, pi, radians, sin
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,10 +128,14 @@ def test_a_picture_that_does_not_do_is_one_line(tmp_path: Path, name: str, pixel
 
 
 def test_an_installed_remover_is_asked_and_its_failure_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "rembg.py").write_text("def remove(image):\n    assert image.mode == 'RGB'\n    if image.width == 8:\n"
-                                       "        raise OSError('no model')\n    image.putalpha(image.getchannel('R'))\n"
-                                       "    return image\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    def remove(image: Pil.Image) -> Pil.Image:
+        assert image.mode == "RGB"
+        if image.width == 8:
+            raise OSError("no model")
+        image.putalpha(image.getchannel("R"))
+        return image
+
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(remove=remove))
     kept = photograph.read(str(save(tmp_path / "rgb.png", card()[..., :3])), Picture(fill=0, size=60)).rgba[..., 3]
     assert int((kept > 0.5).sum()) == 8 * 8
     with pytest.raises(UserError, match=r"rembg did not remove the background \(OSError: no model\); give an RGBA picture"):
