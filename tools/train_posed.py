@@ -32,8 +32,8 @@ from tools.training import DEVICE, Plan, averaged, half_precision, on_this_devic
 EMBEDDED, CONTEXT = 128, 128  # width of the judge's image embeddings; of the UNet's context
 PLANS = on_this_device({
     "eye": Plan(steps=2400, batch=64, rate=5e-4, seed=10, average=0.99),
-    "pose": Plan(steps=9000, batch=32, rate=5e-4, seed=11, average=0.998),
-    "four": Plan(steps=5000, batch=32, rate=8e-4, seed=12, average=0.998),
+    "pose": Plan(steps=6500, batch=32, rate=5e-4, seed=11, average=0.998),
+    "four": Plan(steps=4000, batch=32, rate=8e-4, seed=12, average=0.998),
 }, gpu={"eye": (2400, 128), "pose": (9000, 64), "four": (6000, 128)})
 
 
