@@ -40,6 +40,17 @@ def test_cameras_move_back_until_all_of_the_object_is_seen(stage: Stage, height:
     torch.testing.assert_close(views.c2w[:, :3, 3].norm(dim=-1), torch.full((3,), 1.5 * distance))
 
 
+def test_cameras_inside_a_scene_stay_where_they_are() -> None:
+    """A box full of matter fills every picture from anywhere, also from farther away."""
+    run = loader.load("demo/prolificdreamer-scene", ["stages.0.shape.blob_scale=100", "stages.0.shape.blob_std=100"])
+    stage = Stage(run, 0, torch.device("cpu"))
+    theta = stage.scene.theta()
+    stage.scene.load(theta, 0)
+    view = stage.views[0].turntable(1, (8, 8))
+    assert stage.scene.render(view.farther(2.0), 0, normals=False).opacity.min() > 0.9
+    assert outputs.farther(stage, theta, 1) == 1
+
+
 def test_the_time_left_is_that_of_recent_slides_without_the_start() -> None:
     """One minute for the models, then five steps a second."""
     slides = [(60.0 + i, 1 + 5 * i) for i in range(30)]

@@ -1,4 +1,4 @@
-"""What the built-in judge takes an object for, where it knows the words of the prompt."""
+"""What the built-in judge takes an object for, where the prompt is an object and a look that it knows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Judged:
 
 
 def judge(prompt: str, views: Sequence[Path]) -> Judged | None:
-    """The verdict on the pictures `views`; None where the judge does not know the words of the prompt."""
+    """The verdict on the pictures `views`; None where `prompt` is no pair of object and look that the judge knows."""
     if not views or not (candidates := _candidates(prompt)):
         return None
     seen = Judge()
@@ -41,12 +41,8 @@ def judge(prompt: str, views: Sequence[Path]) -> Judged | None:
 
 
 def _candidates(prompt: str) -> list[str]:
-    """What the judge chooses from: the prompt and all others of its kind, a colour and a shape or a shape; empty for a
-    prompt of another kind."""
-    vocabulary = Vocabulary.builtin()
-    asked = set(words(prompt)) - vocabulary.others - MINOR
-    for kind in (read_prompts("builtin"), [f"a {shape}" for shape in vocabulary.shapes]):
-        others = [candidate for candidate in kind if set(words(candidate)) - MINOR != asked]
-        if len(others) < len(kind):
-            return [prompt, *others]
-    return []
+    """What the judge chooses from: all pairs of look and object, `prompt` in the place of its own; empty where that is none."""
+    asked = set(words(prompt)) - Vocabulary.builtin().others - MINOR
+    pairs = read_prompts("builtin")
+    others = [pair for pair in pairs if set(words(pair)) - MINOR != asked]
+    return [prompt, *others] if len(others) < len(pairs) else []

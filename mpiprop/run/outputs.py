@@ -63,8 +63,10 @@ def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = 
 
 def farther(stage: Stage, theta: Theta, n: int) -> float:
     """How many times as far away as configured n evaluation views need to be to show all of theta_T's object: 1 where it
-    fits, at most the last of FARTHER."""
+    fits or where the cameras stand inside the shape's box, as in a room; at most the last of FARTHER."""
     scene, views = stage.scene.load(theta, stage.T), stage.views[0].turntable(n, (PROBE, PROBE))
+    if bool((views.c2w[:, :3, 3].abs() < scene.shape.radius).all()):
+        return 1.0
 
     def cut(view: Views) -> bool:
         opacity = scene.render(view, stage.T, normals=False).opacity[0, :, :, 0]
