@@ -1,22 +1,22 @@
 #!/usr/bin/env python
-"""The demo over many prompts, sequential and with a window, judged: the table and the contact sheet of configs/README.md.
+"""What the demos make of prompts drawn at random, one step after the other and in a window: tables, and a sheet with all of it.
 
-    tools/gallery.py --out runs/gallery [--config demo] [--prompts 24] [--jobs 2] [key=value ...]
+    tools/gallery.py --out runs/gallery [--prompts 40] [--config demo/asd ...] [--jobs 2] [--window-only] [key=value ...]
 
-Two thirds of the prompts are pairs of colour and shape that the built-in prior was trained on, one third are pairs held out.
-A configuration that starts from a picture is shown one of each prompt's object, taken from --azimuth, and what it makes is also
-compared with the true object, all around. Runs that are done are kept, unfinished ones resumed: it can be stopped and started
-again.
+The demos (or --config) take turns; object and look are drawn from all that the built-in prior knows, pairs that were held out
+included. A configuration that starts from a picture is shown one of the true object. What is made is judged as `mpiprop
+evaluate --truth` does. Runs that are done are kept, unfinished ones resumed: it can be stopped and started again.
 """
 
 import argparse
 import json
-import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -31,23 +31,22 @@ from mpiprop.cli.parser import parsers  # noqa: E402
 from mpiprop.config import loader  # noqa: E402
 from mpiprop.config.prompts import read_prompts  # noqa: E402
 from mpiprop.config.schema import Run  # noqa: E402
-from mpiprop.config.components import build  # noqa: E402
 from mpiprop.corpus.captions import caption  # noqa: E402
 from mpiprop.corpus.truth import truth  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
 from mpiprop.metrics.measures import Result, Score, measure  # noqa: E402
-from mpiprop.metrics.pictures import pixels  # noqa: E402
+from mpiprop.metrics.pictures import pixels, read  # noqa: E402
 from mpiprop.metrics.summary import TRUE_COLUMNS, true_cells  # noqa: E402
 from mpiprop.metrics.truth import Likeness  # noqa: E402
 from mpiprop.priors import vocabulary  # noqa: E402
 from mpiprop.run import folders  # noqa: E402
 from tools.corpus import photograph  # noqa: E402
-from tools.measure_novel import picture, psnr, true_views  # noqa: E402
 
-METHODS = {"sequential": ["window.size=1"], "window 7": ["window.size=7"]}
-PREVIEW = 96  # pixels
-LEAN = [f"preview={{every_s: 1.0e9, size: {PREVIEW}}}",  # at stages' ends alone
+METHODS = {"window 7": ["window.size=7"], "sequential": ["window.size=1"]}
+AZIMUTH = 30  # of pictures to start from, degrees
+SHOWN = (1, 4, 8)  # of twelve views all around
+LEAN = ["preview={every_s: 1.0e9, size: 96}",  # at stages' ends alone
         "turntable.frames=2", "mesh.resolution=48", "mesh.texture=0"]
 
 
@@ -89,7 +88,7 @@ def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) ->
 
 def views_of(folder: Path) -> Tensor:
     """The views [n, H, W, 3] that a finished run left."""
-    return torch.stack([picture(path) for path in sorted((folder / "views").glob("*.png"))])
+    return torch.stack([torch.from_numpy(read(path)) / 255 for path in sorted((folder / "views").glob("*.png"))])
 
 
 def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
@@ -113,90 +112,82 @@ def speed(folder: Path) -> tuple[float, float]:
     return T / len(slides), sum(slide["evaluations"] for slide in slides) / T
 
 
+@dataclass(frozen=True)
+class Made:
+    """One finished run and what it is worth."""
+
+    folder: Path
+    score: Score
+    like: Likeness | None
+    speed: tuple[float, float]  # T/K, evaluations a step
+
+    @classmethod
+    def of(cls, folder: Path) -> "Made":
+        return cls(folder, *evaluated(folder), speed(folder))
+
+
+def demos() -> list[str]:
+    """The names of the demos that make one object."""
+    names = ["demo", *(f"demo/{file.stem}" for file in sorted((loader.CONFIGS / "demo").glob("*.yaml")))]
+    return [name for name in names if loader.read(name).get("prompts") is None and "scene" not in name]
+
+
+def draw(n: int, names: Sequence[str], seed: int) -> list[tuple[str, str]]:
+    """n pairs of a configuration, in turn, and a prompt of an object, drawn."""
+    objects = [*read_prompts("builtin", "train"), *read_prompts("builtin", "val")]
+    rng = random.Random(seed)
+    return [(names[i % len(names)], rng.choice(objects)) for i in range(n)]
+
+
+def row(title: str, made: Sequence[dict[str, Made]]) -> str:
+    """Means of some prompts: of each method in turn, and T/K and evaluations a step of the window."""
+    methods = [[each[method] for each in made] for method in made[0]]
+    cells = [" / ".join(f"{fmean(one.score.r_precision for one in some):.2f}" for some in methods),
+             " / ".join(f"{fmean(one.score.similarity for one in some):.3f}" for some in methods),
+             *map(" / ".join, zip(*(true_cells([one.like for one in some if one.like]) for some in methods))),
+             *(f"{fmean(values):.2f}" for values in zip(*(one.speed for one in methods[0])))]
+    return f"| {title} | {len(made)} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="demo")
-    parser.add_argument("--prompts", type=int, default=24, help="how many")
+    parser.add_argument("--config", nargs="+", default=demos(), help="configurations (default: the demos of one object)")
+    parser.add_argument("--prompts", type=int, default=40, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--azimuth", type=float, default=30, help="of pictures to start from (degrees)")
+    parser.add_argument("--window-only", action="store_true", help="make no sequential runs")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of every run")
     args = parser.parse_args()
 
-    prompts, configured = choose(args.prompts), loader.load(args.config)
+    def make(name: str, prompt: str, method: str) -> Path:
+        where = f"{name}/{method}" if method == "sequential" else name
+        shown = pictured(loader.load(name), prompt, AZIMUTH, args.out)
+        return run(name, prompt, where, args.out, [*METHODS[method], *shown, *args.set])
+
+    pairs, methods = draw(args.prompts, args.config, args.seed), [*METHODS][:1 if args.window_only else None]
     with ThreadPoolExecutor(args.jobs) as pool:
-        made = {(prompt, method): pool.submit(run, args.config, prompt, method, args.out, [
-                    *METHODS[method], *pictured(configured, prompt, args.azimuth, args.out), *args.overrides])
-                for prompt, _ in prompts for method in METHODS}
-        folders = {key: future.result() for key, future in made.items()}
-
+        runs = {(pair, method): pool.submit(make, *pair, method) for method in methods for pair in pairs}
+        done = {key: future.result() for key, future in runs.items()}
     torch.set_num_threads(1)
-    judge = Judge()
-    views = {key: views_of(folder) for key, folder in folders.items()}
-    scores = {method: judged([(prompt, views[prompt, method]) for prompt, _ in prompts], judge) for method in METHODS}
-    speeds = [speed(folders[prompt, "window 7"]) for prompt, _ in prompts]
-
-    likes = {key: evaluated(folder)[1] for key, folder in folders.items()}
-    print("\n| prompt | held out | R-Precision sequential | window 7 | similarity sequential | window 7 | "
-          + " | ".join(f"{name}, sequential / window 7" for name in TRUE_COLUMNS) + " | T/K | evaluations a step |")
-    print("|---" * (8 + len(TRUE_COLUMNS)) + "|")
-    one, seven = (scores[method].objects for method in METHODS)
-    for (prompt, new), a, b, (ratio, cost) in zip(prompts, one, seven, speeds):
-        found = against([[likes[prompt, method]] for method in METHODS])
-        print(f"| {prompt} | {'yes' if new else ''} | {a.r_precision:.2f} | {b.r_precision:.2f} | {a.similarity:.3f} | "
-              f"{b.similarity:.3f} | {found} | {ratio:.2f} | {cost:.2f} |")
-    ratio, cost = map(fmean, zip(*speeds))
-    a, b = (scores[method] for method in METHODS)
-    found = against([[likes[prompt, method] for prompt, _ in prompts] for method in METHODS])
-    print(f"| **all {len(prompts)}** | {sum(new for _, new in prompts)} | **{a.r_precision:.3f}** | **{b.r_precision:.3f}** | "
-          f"{a.similarity:.3f} | {b.similarity:.3f} | {found} | **{ratio:.2f}** | {cost:.2f} |")
-    for held in sorted({new for _, new in prompts}):
-        subset = [[s.r_precision for (_, new), s in zip(prompts, scores[method].objects) if new is held] for method in METHODS]
-        print(f"{'held-out' if held else 'trained'} pairs: sequential {fmean(subset[0]):.3f}, window 7 {fmean(subset[1]):.3f}")
-    contact_sheet([(f"{prompt}{' (held out)' if new else ''}: sequential, then window 7",
-                    [*views[prompt, "sequential"][::2], *views[prompt, "window 7"][::2]]) for prompt, new in prompts],
-                  args.out / "sheet.png")
-    print(args.out / "sheet.png")
-    if not configured.reads_prompt:
-        novel(configured, [prompt for prompt, _ in prompts], views, math.radians(args.azimuth), args.out)
-    if len(stages := [stage.name for stage in configured.stages]) > 1:
-        rows = [(f"{prompt}: {', '.join(stages)}",
-                 [view for stage in stages for view in _end(folders[prompt, "window 7"], stage)]) for prompt, _ in prompts]
-        contact_sheet(rows, args.out / "stages.png")
-        print(args.out / "stages.png")
-
-
-def against(likes: Sequence[Sequence[Likeness | None]]) -> str:
-    """Cells of the means of each method's objects against the true solids, a dash where there are none."""
-    cells = zip(*(true_cells([like for like in some if like is not None]) for some in likes))
-    return " | ".join(" / ".join(pair) for pair in cells)
-
-
-def novel(run: Run, prompts: list[str], views: dict[tuple[str, str], Tensor], azimuth: float, out: Path) -> None:
-    """Prints the table of PSNR (dB) against the true objects and writes out/novel.png; `azimuth` (rad) of the pictures."""
-    cameras, rows, means = build(run.stages[-1].terms[0].views), [], {method: [] for method in METHODS}
-    print("\n| prompt | all around, sequential | window 7 | the picture's side | window 7 | behind | window 7 |\n"
-          "|---|---|---|---|---|---|---|")
-    for prompt in prompts:
-        _, colour, shape = prompt.split()
-        n, size = views[prompt, "sequential"].shape[:2]
-        true = true_views(shape, colour, cameras, azimuth, n, size)
-        found = [psnr(views[prompt, method], true) for method in METHODS]
-        parts = zip(*((each.mean(), each[0], each[n // 2]) for each in found))
-        print(f"| {prompt} | " + " | ".join(f"{value:.1f}" for part in parts for value in part) + " |")
-        for method, each in zip(METHODS, found):
-            means[method].append(float(each.mean()))
-        rows.append((f"{prompt}: true, sequential, window 7",
-                     [*true[::2], *views[prompt, "sequential"][::2], *views[prompt, "window 7"][::2]]))
-    print("mean, dB: " + ", ".join(f"{method} {fmean(values):.2f}" for method, values in means.items()))
-    contact_sheet(rows, out / "novel.png")
-    print(out / "novel.png")
-
-
-def _end(folder: Path, stage: str) -> Sequence[Tensor]:
-    """Views of a run as a stage left it."""
-    (preview,) = (folder / "previews").glob(f"{stage}-*.png")
-    return picture(preview).split(PREVIEW, dim=1)
+    made = {pair: {method: Made.of(done[pair, method]) for method in methods} for pair in pairs}
+    how = " / ".join(methods)
+    print(f"Cells of two: {how}\n\n| configuration | prompts | R-Precision | similarity | " + " | ".join(TRUE_COLUMNS)
+          + " | T/K | evaluations a step |\n" + "|---" * (6 + len(TRUE_COLUMNS)) + "|")
+    held_out = set(read_prompts("builtin", "val"))
+    for name, prompt in pairs:
+        print(row(f"{name}: {prompt}{' (held out)' if prompt in held_out else ''}", [made[name, prompt]]))
+    for name in args.config:
+        print(row(f"`{name}`", [each for pair, each in made.items() if pair[0] == name]))
+    for title, new in (("seen pairs", False), ("held-out pairs", True)):
+        if chosen := [each for pair, each in made.items() if (pair[1] in held_out) == new]:
+            print(row(title, chosen))
+    print(row("**all**", list(made.values())))
+    for method in methods:
+        sheet = args.out / f"{method.replace(' ', '')}.png"
+        contact_sheet([(f"{name}: {prompt}", [views_of(each[method].folder)[i] for i in SHOWN])
+                       for (name, prompt), each in made.items()], sheet, abreast=4)
+        print(sheet)
 
 
 if __name__ == "__main__":

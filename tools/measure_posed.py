@@ -24,7 +24,6 @@ from mpiprop.corpus.captions import caption
 from mpiprop.corpus.colours import LOOKS
 from mpiprop.corpus.objects import SHAPES, held_out
 from tools.dataset import PAIRS, PALETTE, load_tokenizer
-from tools.measure_novel import psnr
 from tools.tracer import Layers
 from tools.posed import FOVY, GROUPS, TESTED, Posed
 from tools.train_prior import WEIGHTS
@@ -60,6 +59,11 @@ def judged(images: Tensor, pairs: list[int]) -> float:
 def tested(shape: int, number: int) -> int:
     """Returns the first view of a test group of a shape."""
     return 4 * (shape * GROUPS + GROUPS - TESTED + number % TESTED)
+
+
+def psnr(made: Tensor, true: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio [n] (dB) of n pictures, in any order of dimensions."""
+    return -10 * (made - true).square().flatten(1).mean(1).log10()
 
 
 def reference(data: Posed, view: int, look: int) -> Reference:
