@@ -75,10 +75,10 @@ class Call:
     """An object whose pickle calls a function, sets its state, fills it."""
 
     def __init__(self, function: object, *args: object, state: object = None, items: list | None = None) -> None:
-        self.told = function, args, state, iter(items) if items else None
+        self.parts = function, args, state, iter(items) if items else None
 
     def __reduce__(self) -> tuple:
-        return self.told
+        return self.parts
 
     def __call__(self) -> None:
         """So that pickle's writer takes what it makes for a function."""

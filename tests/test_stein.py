@@ -133,7 +133,7 @@ def test_weights_that_lag_leave_the_mean_and_those_of_the_same_sample_do_not():
         sample = sample_of(Mixture(), X.expand(n, 2, 1, 1), torch.full((n,), t), Streams(0, k).part(range(n), n))
         for name, variates in forms.items():
             drawn[name].append(sds(variates).gradient(sample))
-            variates.gram.copy_(variates.renewed("gram", variates.gram, sample.told["gram"]))
+            variates.gram.copy_(variates.renewed("gram", variates.gram, sample.measured["gram"]))
         changes.add(round(forms["both"].weights(1.0, forms["both"].gram)[3, 1].item(), 6))
         f, h = answered(sds().residual(sample)) + sample.eps, Known().variates(sample)[1]
         drawn["same sample"].append(f - ((f * h).sum(1) / (h * h).sum(1)).unsqueeze(1) * h)
@@ -179,7 +179,7 @@ def test_with_phi_one_it_is_sds():
 def test_averages_decay_at_levels_that_are_seen_and_stay_at_others():
     sample, variates = some(), Noise(decay=0.5)
     sds(variates).gradient(sample)
-    measured = sample.told["gram"]
+    measured = sample.measured["gram"]
     assert (measured[[0, 1, 3, 4, 7, 9]].diagonal(dim1=1, dim2=2) > 0).all() and not measured[[2, 5, 6, 8]].any()
     state = torch.rand(10, 2, 2, generator=torch.Generator().manual_seed(0))
     new, seen = variates.renewed("gram", state, measured), measured.any(2).any(1)
@@ -211,7 +211,7 @@ def test_a_depth_networks_variate_has_mean_zero(phi, dpt):
     printed, along = noise * compared + gradient, gradient.mean(0)
     zs = [abs(found.mean() / found.std() * math.sqrt(B)).item() for found in (
         (vectors * along).sum((1, 2, 3)).double() for vectors in (h, printed))]
-    assert zs[0] < 4 and zs[1] > 6 and 0 < sample.told["phi"] < 2
+    assert zs[0] < 4 and zs[1] > 6 and 0 < sample.measured["phi"] < 2
 
 
 def case(name: str, dpt: str) -> dict:

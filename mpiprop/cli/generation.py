@@ -141,7 +141,7 @@ class Workshop:
         """The files of a task that are there, whole and made as they would be now, with their lengths (bytes)."""
         try:
             record = json.loads(self.record(task).read_text())
-            if {**record, "files": {}} != self.told(task, {}):
+            if {**record, "files": {}} != self.contents(task, {}):
                 return {}
             return {name: length for name, length in record["files"].items()
                     if (self.folder / name).stat().st_size == length}
@@ -151,7 +151,7 @@ class Workshop:
     def record(self, task: Task) -> Path:
         return self.folder / f"{'--'.join(map(name_of, task))}.json"
 
-    def told(self, task: Task, files: dict[str, int]) -> dict[str, object]:
+    def contents(self, task: Task, files: dict[str, int]) -> dict[str, object]:
         """What the record of a task says."""
         return json.loads(json.dumps({"prompts": task, **self.made_of, "files": files}))
 
@@ -168,7 +168,7 @@ class Workshop:
                 continue
             files = kept | {name: (self.folder / name).stat().st_size for name in self.wanted(task)}
             with atomic(self.record(task)) as part:
-                part.write_text(json.dumps(self.told(task, files), indent=1) + "\n")
+                part.write_text(json.dumps(self.contents(task, files), indent=1) + "\n")
             print(f"{' to '.join(task)}: {self.folder / self.wanted(task)[len(task) == 1]}", flush=True)
         return failed
 
@@ -180,31 +180,31 @@ class Workshop:
         mesh = extract(scene, say=_quiet, **keys)
         for form in self.meshes:
             write(real_size(mesh, self.run.mesh.height_m), self.folder / f"{name_of(prompt)}.{form}")
-        shown, told, still = self.shown(scene, mesh), self.run.turntable, self.run.preview
-        views = self.turntable(told.frames, told.size)
+        shown, turn, still = self.shown(scene, mesh), self.run.turntable, self.run.preview
+        views = self.turntable(turn.frames, turn.size)
         factor = _farther(views, [mesh])
         strip = self.frames(shown, self.turntable(still.views, still.size).farther(factor))
         png(torch.cat(list(strip), 1), self.folder / f"{name_of(prompt)}.views.png")
         if self.films:
             frames = self.frames(shown, views.farther(factor))
             for form in self.films:
-                film(frames, self.folder / f"{name_of(prompt)}.{form}", told.fps)
+                film(frames, self.folder / f"{name_of(prompt)}.{form}", turn.fps)
 
     def between(self, first: str, second: str) -> None:
         """Writes a film that goes around while the first prompt's object becomes the second's and the first's again."""
-        told, (a, b) = self.run.turntable, map(self.maker.text, (first, second))
-        views, scenes, meshes = self.turntable(told.frames, told.size), [], []
+        turn, (a, b) = self.run.turntable, map(self.maker.text, (first, second))
+        views, scenes, meshes = self.turntable(turn.frames, turn.size), [], []
         keys = asdict(self.run.mesh) | {"faces": 0, "texture": 0, "height_m": 0.0}
-        keys["resolution"] = min(keys["resolution"], max(2, told.size // 2))  # a cell of two pixels
-        for i in range(told.frames):
-            share = (1 - cos(2 * pi * i / told.frames)) / 2
+        keys["resolution"] = min(keys["resolution"], max(2, turn.size // 2))  # a cell of two pixels
+        for i in range(turn.frames):
+            share = (1 - cos(2 * pi * i / turn.frames)) / 2
             scenes.append(self.maker.object(Text(a.pooled.lerp(b.pooled, share), a.tokens.lerp(b.tokens, share))))
             meshes.append(extract(scenes[-1], say=_quiet, **keys))
         views = views.farther(_farther(views, meshes))
         frames = torch.cat([self.frames(self.shown(scene, mesh), views[i:i + 1])
                             for i, (scene, mesh) in enumerate(zip(scenes, meshes))])
         for name in self.wanted((first, second)):
-            film(frames, self.folder / name, told.fps)
+            film(frames, self.folder / name, turn.fps)
 
     def turntable(self, n: int, size: int) -> Views:
         return self.maker.views.turntable(n, (size, size))

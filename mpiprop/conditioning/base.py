@@ -1,4 +1,4 @@
-"""What a prior is told of the views that it judges: a prompt, cameras, a picture.
+"""What a prior knows of the views that it judges: a prompt, cameras, a picture.
 
 A condition component (`prompts:` in a configuration) is encoded once, on one rank; what comes out is sent to all ranks
 and turns any batch of views into the inputs of the prior's network.

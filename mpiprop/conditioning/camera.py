@@ -20,7 +20,7 @@ class Cameras(Plain):
     reads = frozenset({"text", "camera"})
 
     def encode(self, prior: Prior, prompt: str, texts: Mapping[str, str]) -> "CameraConditions":
-        """Encodes the prompt for views whose cameras are told, too."""
+        """Encodes the prompt for views whose cameras the prior knows, too."""
         return CameraConditions.of(prior, self, prompt, texts)
 
 

@@ -1,4 +1,4 @@
-"""Conditions of several prompts: each view is told of its own."""
+"""Conditions of several prompts: each view has that of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -15,16 +15,16 @@ KEPT = 64  # conditions of the prompts asked for last
 class SeveralConditions:
     """The conditions of each prompt of a run, by its place in the run's list. They are made when a view first needs them.
 
-    told: returns the conditions of a prompt
+    conditions_of: returns the conditions of a prompt
     """
 
-    def __init__(self, told: Callable[[int], Conditions], device: torch.device | str = "cpu") -> None:
-        self.told = told
-        self.of = lru_cache(KEPT)(lambda prompt: told(prompt).to(device))
+    def __init__(self, conditions_of: Callable[[int], Conditions], device: torch.device | str = "cpu") -> None:
+        self.conditions_of = conditions_of
+        self.of = lru_cache(KEPT)(lambda prompt: conditions_of(prompt).to(device))
 
     def to(self, device: torch.device | str) -> "SeveralConditions":
         """Returns the same on a device."""
-        return SeveralConditions(self.told, device)
+        return SeveralConditions(self.conditions_of, device)
 
     def __call__(self, views: Views) -> Condition:
         """Returns the condition of views by their prompts."""

@@ -170,7 +170,7 @@ class Run:
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether a prior is told of the prompt, rather than of a picture."""
+        """Whether a prior reads the prompt, rather than of a picture."""
         guidances = [term.guidance for stage in self.stages for term in stage.terms]
         return any(takes(node, "prompts") and not needs(node.part("prompts"), "reference") for node in guidances)
 

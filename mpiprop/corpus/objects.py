@@ -69,9 +69,9 @@ class Thing:
 
     def colour(self, p: Tensor, look: str, support: str = "brown") -> Tensor:
         """Returns the rgb [N, 3] of the nearest part at points, without light."""
-        told = self.table(p.device)[self.distances(p).argmin(dim=0)]
+        rows = self.table(p.device)[self.distances(p).argmin(dim=0)]
         named = torch.stack([torch.ones_like(p[0]), grain(p), stripes(p), torch.zeros_like(p[0])], dim=-1)
-        return told[:, :3] + told[:, 3:4] * (named @ matrix(look).to(p)) + told[:, 4:] * (named @ matrix(support).to(p))
+        return rows[:, :3] + rows[:, 3:4] * (named @ matrix(look).to(p)) + rows[:, 4:] * (named @ matrix(support).to(p))
 
 
 def _fitted(parts: list[Part], support: int = 0) -> Thing:

@@ -26,7 +26,7 @@ class Carrier(Protocol):
         """Returns the tensors of the state by name. They are set before each evaluation; their values now are the first."""
 
     def renewed(self, name: str, state: Tensor, measured: Tensor) -> Tensor:
-        """Returns the state `name` after a step whose evaluation told `measured` under the same name."""
+        """Returns the state `name` after a step whose evaluation measured this under the same name."""
 
 
 class Guidance(Protocol):

@@ -44,8 +44,8 @@ class Sample:
     tau: int
     rng: Streams
     image: Image | None = None  # the renders themselves
-    told: dict[str, Tensor] = field(default_factory=dict, compare=False)
-    """What the evaluation tells beside its gradient: scalars for the log, and sums over the views (`base.Numbers`)."""
+    measured: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    """What the evaluation measures beside its gradient: scalars for the log, and sums over the views (`base.Numbers`)."""
 
     @cached_property
     def eps(self) -> Tensor:
@@ -117,20 +117,20 @@ class Distillation:
 
     def __call__(self, image: Image, views: Views, tau: int, rng: Streams) -> tuple[Scalar, Numbers]:
         """Returns the scalar |g|^2 / 2B, whose gradient in x is g / B, plus the weighted `losses`; numbers: both without
-        weights, grad_norm (of g / B), t, what the control variates tell, and the moments of g by noise level."""
+        weights, grad_norm (of g / B), t, what the control variates measure, and the moments of g by noise level."""
         x = self.prior.encode(image.rgb.permute(0, 3, 1, 2), rng)
         sample = Sample(self.prior, x.detach(), self.timesteps(len(x), tau, rng).to(x.device), self.prompts(views), views,
                         tau, rng, image)
         g = self.gradient(sample)
         scalar, losses = surrogate(x, g), self.losses(sample)
         numbers = {self.name: scalar, **{name: loss for name, (_, loss) in losses.items()}, "grad_norm": g.norm() / len(g)}
-        numbers |= {name: value for name, value in sample.told.items() if not value.ndim}
+        numbers |= {name: value for name, value in sample.measured.items() if not value.ndim}
         numbers = dict(zip(numbers, torch.stack([number.detach() for number in numbers.values()]).tolist()))
         for weight, loss in losses.values():
             scalar = scalar + weight * loss
         return scalar, numbers | {"t": float(sample.t.float().mean()), "variance": variance.by_level(
             variance.moments(variance.sketch(g.detach().float().flatten(1), SKETCH)), sample.level),
-            **{name: value for name, value in sample.told.items() if value.ndim}}
+            **{name: value for name, value in sample.measured.items() if value.ndim}}
 
     def losses(self, sample: Sample) -> dict[str, tuple[float, Tensor]]:
         """Returns the weight and the loss, by name, of what the guidance trains beside the scene; none by default."""

@@ -28,7 +28,7 @@ from mpiprop.views.cameras import Views
 class ISM(Guided):
     """The gradient w(t) (eps_guided(x_t) - eps_inversion(x_s)) of each view, x_s and x_t found by DDIM inversion.
 
-    inversion_text: what the inversion is told
+    inversion_text: prompt of the inversion
     interval: t - s (fraction of all); the authors' configurations end at 0.025, 0.05 or 0.08
     stride: between the timesteps of the inversion up to s (fraction of all)
     channel_noise: standard deviation of noise common to all entries of a channel, where the inversion begins

@@ -60,12 +60,12 @@ class Noise:
         return torch.where(seen.view(-1, 1, 1), self.decay * state + measured, state)
 
     def __call__(self, residual: Latents, baseline: float, sample: Sample) -> Latents:
-        """Returns the residual less the variates, in the place of `baseline` times the noise; tells the mean
+        """Returns the residual less the variates, in the place of `baseline` times the noise; measures the mean
         weights, and the sums of products."""
         f, h = residual + baseline * sample.eps, self.variates(sample)
         mu = self.weights(baseline, self.gram)[sample.level].to(f)  # [B, V]
         sums = by_level(products([*h, f]).flatten(1), sample.level).float().view_as(self.gram)
-        sample.told.update({"gram": sums, **{f"mu_{i}": mu[:, i].mean() for i in range(self.V)}})
+        sample.measured.update({"gram": sums, **{f"mu_{i}": mu[:, i].mean() for i in range(self.V)}})
         return f - sum(mu[:, i].view(-1, 1, 1, 1) * h[i] for i in range(self.V))
 
     def variates(self, sample: Sample) -> list[Latents]:
@@ -106,12 +106,12 @@ class Stein(Noise):
         self.compare = {"depth": correlation, "normal": alignment}[phi]
 
     def variates(self, sample: Sample) -> list[Tensor]:
-        """Returns the noise and h; tells the mean of phi."""
+        """Returns the noise and h; measures the mean of phi."""
         with torch.enable_grad():
             x_t = sample.x_t.detach().requires_grad_()
             phi = self.phi(x_t, sample)
             slope, = torch.autograd.grad(GRAD_SCALE * phi.sum(), x_t)
-        sample.told["phi"] = phi.detach().mean()
+        sample.measured["phi"] = phi.detach().mean()
         sigma = alpha_sigma(sample.prior, sample.t)[1]
         return [sample.eps, steins(sample.eps, phi.detach(), slope / GRAD_SCALE, sigma)]
 

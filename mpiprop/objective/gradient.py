@@ -68,16 +68,16 @@ class ComputationUnit:
             views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
             weights = {name: weight for name, schedule in term.penalties.items() if (weight := schedules.at(schedule, tau))}
             image = self.scene.render(views, tau, rng, normals=term.reads_normals(weights))
-            loss, told = term.guidance(image, views, tau, rng)
+            loss, numbers = term.guidance(image, views, tau, rng)
             loss = schedules.at(term.weight, tau) * loss
             for name, weight in weights.items():
                 penalty = PENALTIES[name](image, views)
-                told[name] = penalty.item()
+                numbers[name] = penalty.item()
                 loss = loss + weight * penalty
             (share * loss).backward()
             if image.screen and term.densify:
                 self.scene.measure(image.screen, batch, views.size)
-            for name, value in told.items():
+            for name, value in numbers.items():
                 if isinstance(value, Tensor):
                     sums[f"guidance.{term.name}.{name}"] = value.cpu()
                 else:

@@ -102,8 +102,8 @@ class Diffusion:
             image: Float[Tensor, "B Ci h w"] | None = None, camera: Float[Tensor, "B 16"] | None = None) -> Latents:
         """Returns the predicted noise, float32."""
         x = x_t if image is None else torch.cat([x_t, image], 1)
-        told = {} if camera is None else {"class_labels": camera.to(self.dtype)}
-        out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **told).sample
+        labels = {} if camera is None else {"class_labels": camera.to(self.dtype)}
+        out = self.unet(x.to(self.dtype), t, encoder_hidden_states=text.to(self.dtype), **labels).sample
         return self.noise_of(out[:, : x_t.shape[1]].float(), x_t, t)  # DeepFloyd appends a variance
 
     def pictures(self, x: Latents) -> Pictures:

@@ -51,8 +51,8 @@ class Hub:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            told = HfApi().model_info(self.model, revision=self.revision, timeout=TIMEOUT_S)
-            return frozenset(file.rfilename for file in told.siblings or ()), ""
+            info = HfApi().model_info(self.model, revision=self.revision, timeout=TIMEOUT_S)
+            return frozenset(file.rfilename for file in info.siblings or ()), ""
         except Exception as error:  # as above
             try:
                 snapshot_download(self.model, revision=self.revision, local_files_only=True)

@@ -83,14 +83,14 @@ class Network:
         """The network by the library that knows its weights' names of all times, and which it keeps in full precision."""
         try:
             with quiet():
-                module, told = self.cls.from_pretrained(
+                module, loading = self.cls.from_pretrained(
                     None, config=self._config, state_dict=dict(found), dtype=dtype, device_map=device,
                     output_loading_info=True, ignore_mismatched_sizes=True)
         except Exception as error:  # the library raises no finer ones
             raise UserError(f"{self.where}: does not load as {self.cls.__name__} ({first_line(error)}); give the configuration "
                             "and weights of one model") from error
-        wanted = {name: () for name in told["missing_keys"]} | {name: tuple(b) for name, _, b in told["mismatched_keys"]}
-        self._compare(wanted, {name: tuple(a) for name, a, _ in told["mismatched_keys"]})
+        wanted = {name: () for name in loading["missing_keys"]} | {name: tuple(b) for name, _, b in loading["mismatched_keys"]}
+        self._compare(wanted, {name: tuple(a) for name, a, _ in loading["mismatched_keys"]})
         return module
 
     def _compare(self, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

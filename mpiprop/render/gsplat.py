@@ -30,11 +30,11 @@ def rasterize(splats: Splats, channels: Float[Tensor, "B N 4"], views: Views, ne
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal
     intrinsics[:, 0, 2], intrinsics[:, 1, 2], intrinsics[:, 2, 2] = W / 2, H / 2, 1.0
     turned = views.c2w * views.c2w.new_tensor([1, -1, -1, 1])  # gsplat's cameras: right, down, forward
-    layers, opacity, told = rasterization(
+    layers, opacity, info = rasterization(
         splats.means, splats.rotations, splats.scales, splats.opacities, channels, torch.linalg.inv(turned), intrinsics,
         W, H, near_plane=near, far_plane=far, eps2d=0.3, packed=False)
-    means = told["means2d"]
+    means = info["means2d"]
     if means.requires_grad:
         means.retain_grad()
-    visible = told["radii"].view(B, means.shape[1], -1).amin(-1) > 0
+    visible = info["radii"].view(B, means.shape[1], -1).amin(-1) > 0
     return torch.cat([layers, opacity], -1), Screen(means, visible)

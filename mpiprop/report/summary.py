@@ -56,9 +56,9 @@ class RunSummary:
         sizes = [window.get("size", self.keys.get("window", {}).get("size")) for window in windows]
         ranks = [record.get("ranks") for record in self.records]
         found = {"configuration": [self.keys.get("name")], "seed": [self.keys.get("seed")], "window": sizes, "ranks": ranks}
-        told = {name: ", ".join(str(value) for value in dict.fromkeys(values) if value not in (None, ""))
-                for name, values in found.items()}
-        return {name: text for name, text in told.items() if text}
+        joined = {name: ", ".join(str(value) for value in dict.fromkeys(values) if value not in (None, ""))
+                  for name, values in found.items()}
+        return {name: text for name, text in joined.items() if text}
 
     @cached_property
     def leaves(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ def begin(scene: Scene, made: Scene, tau: int, view: Views, rng: Streams, say: C
 
     tau: the step at which `made` is seen
     view: one evaluation view of it
-    say: told what is made
+    say: prints a line on what is made
     Raises UserError where the shape cannot begin with an object, and RunError for an empty one.
     """
     check(scene.shape, made.shape)

@@ -127,7 +127,7 @@ class Maker:
     def prior(self) -> Prior:
         """The diffusion model whose encoder reads the prompts."""
         if self.guidance is None:
-            raise UserError("no guidance of the generator's stage is told of a prompt")
+            raise UserError("no guidance of the generator's stage reads a prompt")
         prior = build(self.guidance.part("prior"), self.device)
         if "text" not in prior.reads:
             raise UserError(f"{self.guidance.path}.prior: reads no text, so there is nothing to generate from")

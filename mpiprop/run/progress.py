@@ -60,10 +60,10 @@ class Reporter:
                         checkpoint_s=spent["checkpoint"], ranks=transport.ranks, **losses,
                         **({"points": N} if (N := window.x.theta.layout.N) else {}), variance=running_variance(window.x))
         self.recent.append((now, window.x.tau))
-        told = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
+        named = "  ".join(f"{name} {value:.3g}" for name, value in list(losses.items())[:4])
         left = eta(self.recent, T)
         self.log.progress(f"{self.stage.name} {window.x.tau:{len(str(T))}d}/{T}  T/K {window.x.tau / window.k:.2f}  stride "
-                          f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {told}{left and '  '}{left}",
+                          f"{window.stride}  error {max(window.errors):.1e}  e {window.e:.1e}  {named}{left and '  '}{left}",
                           last=window.x.tau == T)
         self.log.status(self._status("running"), seldom=True)
         if self.board:

@@ -83,11 +83,11 @@ class Stage:
         """Returns the computation unit s, given what `embeddings` returned on some rank. Weights of priors are read
         at its first evaluation."""
         terms = []
-        for term, views, told in zip(self.config.terms, self.views, embeddings):
+        for term, views, conditions in zip(self.config.terms, self.views, embeddings):
             given = {"lora": self.lora, "reference": self.reference}
             group = 1
-            if told is not None:
-                given |= {"prior": self.prior(term.guidance), "prompts": told}
+            if conditions is not None:
+                given |= {"prior": self.prior(term.guidance), "prompts": conditions}
                 group = given["prior"].group
             given = _given(term.guidance, **given)
             if (variates := self.variates[term.name]) is not None:
@@ -99,9 +99,9 @@ class Stage:
     def read(self, embeddings: Sequence[Conditions | None]) -> None:
         """Gives a generator the prompts that it makes objects of, as `embeddings` returned them on some rank."""
         if isinstance(self.scene.shape, Generator):
-            told = next(each for each in embeddings if each is not None)
-            told = told.to(self.device)
-            self.scene.texts = lambda prompt: (told.of(prompt) if isinstance(told, SeveralConditions) else told).text
+            conditions = next(each for each in embeddings if each is not None).to(self.device)
+            self.scene.texts = lambda prompt: (
+                conditions.of(prompt) if isinstance(conditions, SeveralConditions) else conditions).text
             width = self.scene.texts(0).tokens.shape[-1]
             for name, part in (("shape", self.scene.shape), ("background", self.scene.background)):
                 if getattr(part, "text_width", None) not in (None, width):
@@ -215,10 +215,10 @@ class Stage:
         """Encodes the prompt or the picture for a guidance's prior, and the guidance's own texts."""
         prior, prompts = self.prior(guidance), self.prompts(guidance)
 
-        def told(prompt: int) -> Conditions:
+        def conditions(prompt: int) -> Conditions:
             with placed(guidance.part("prompts").path):
                 return prompts.encode(Stored(prior, store) if store else prior, self.run.prompts[prompt], texts(guidance))
-        return told(0) if len(self.run.prompts) == 1 else SeveralConditions(told)
+        return conditions(0) if len(self.run.prompts) == 1 else SeveralConditions(conditions)
 
     def prompts(self, guidance: Node) -> Conditioner:
         """What encodes the prompt or the picture for a guidance's prior."""

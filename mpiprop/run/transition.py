@@ -26,7 +26,7 @@ def begin(scene: Scene, before: Scene, tau: int, view: Views, say: Callable[[str
     before: the scene at the end of the stage before
     tau: number of steps of that stage
     view: one evaluation view of it, whose distance and field of view the renders for a texture have
-    say: told what is made
+    say: prints a line on what is made
     Raises UserError where the shape cannot begin with the other.
     """
     scene.shape.check_start(before.shape)

@@ -44,10 +44,10 @@ class World:
         except MPI.Exception as error:
             raise UserError(f"the ranks do not reach one another: {error}; look at the settings of the MPI library's network "
                             "(OMPI_MCA_btl, OMPI_MCA_pml, UCX_TLS)") from None
-        told = launched_ranks()
-        if told is not None and comm.size != told:
-            raise UserError(f"the launcher started {told} ranks, the MPI library sees {comm.size}: mpirun and libmpi are of "
-                            "different kinds (set MPI4PY_LIBMPI, or use the mpirun of the same installation)")
+        expected = launched_ranks()
+        if expected is not None and comm.size != expected:
+            raise UserError(f"the launcher started {expected} ranks, the MPI library sees {comm.size}: mpirun and libmpi are "
+                            "of different kinds (set MPI4PY_LIBMPI, or use the mpirun of the same installation)")
         world = cls.of(comm)
         sys.excepthook = world._abort
         return world

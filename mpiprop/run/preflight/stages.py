@@ -102,16 +102,16 @@ def _survey(stage: Stage, path: str) -> tuple[Survey, list["Model"]]:
         raise UserError(f"prompts: a {type(shape).__name__} ({path}.shape) makes one object; give prompt=TEXT")
     slots = len(stage.rollout().optimiser.slots)
     unit = stage.unit([Untold() if takes(term.guidance, "prompts") else None for term in stage.config.terms])
-    told = [_model(stage, term) for term in stage.config.terms]
+    asked = [_model(stage, term) for term in stage.config.terms]
     batches, evaluation = [], 0.0
-    for i, (term, built, model) in enumerate(zip(stage.config.terms, unit.terms, told)):
+    for i, (term, built, model) in enumerate(zip(stage.config.terms, unit.terms, asked)):
         _images(term, built, has, f"{path}.terms.{i}")
         smallest, costs = _batches(stage, term, built, model.prior if model else None, f"{path}.terms.{i}.views")
         batches.append(smallest)
         evaluation = max(evaluation, costs)
     full = layout.of_points(max(layout.N, shape.most_points) if isinstance(shape, Cloud) else 0)
     work, most = (Work(stage.name, stage.T, tuple(batches), some.D, some.L, slots) for some in (layout, full))
-    models = [model for model in told if model]
+    models = [model for model in asked if model]
     if stage.lora is not None and stage.lora.prior not in [model.prior for model in models]:
         (node,) = [term.guidance.part("lora").part("prior") for term in stage.config.terms if takes(term.guidance, "lora")]
         models.append(Model(node, stage.lora.prior, ()))
