@@ -39,7 +39,7 @@ class VSD(GuidedEitherForm):
 
     def residual(self, sample: Sample) -> Asking[Tensor]:
         """Returns eps_guided - eps_lora."""
-        pretrained, rendered = yield from together(self.guided(sample, sample.x_t, sample.t), self._rendered(sample))
+        pretrained, rendered = yield from together(self.guided(sample, sample.x_t, sample.t), self.rendered(sample))
         return pretrained - rendered
 
     def losses(self, sample: Sample) -> dict[str, tuple[float, Tensor]]:
@@ -50,7 +50,7 @@ class VSD(GuidedEitherForm):
         loss = self.lora.loss(sample.x, t, sample.noise("lora.noise"), **inputs, tau=sample.tau)
         return {"lora": (at(self.lora_weight, sample.tau), loss)}
 
-    def _rendered(self, sample: Sample) -> Asking[Tensor]:
+    def rendered(self, sample: Sample) -> Asking[Tensor]:
         """Returns the noise that the LoRA predicts."""
         network, (x_t, t) = self.lora.network(sample.tau), (sample.x_t, sample.t)
         if self.camera_scale == 1:
