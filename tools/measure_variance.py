@@ -7,10 +7,16 @@ CONFIG (default demo/steindreamer) is made without its control variates, one ste
 is held fixed, and views, timesteps and noise are drawn anew. The gradient of one view in theta is linear in what the residual
 is made of,
 
-    g = J^T w (u + s e - mu_0 eps - mu_1 h),    u = eps_uncond, e = eps_cond - eps_uncond   (ASD: - eps_cond(x_t'), too)
+    g = J^T w (u + s e - mu_0 eps - mu_1 h),    u = eps_uncond, e = eps_cond - eps_uncond
 
-so that the inner products of these parts give the variance for every scale s and all weights mu at once. Every draw of views
-and timesteps has two of the noise, which tell the variance that comes from the noise alone.
+(ASD: - eps_cond(x_t'), too; VSD: - l, which is what the LoRA predicts), so that the inner products of these parts give the
+variance for every scale s and all weights mu at once. Every draw of views and timesteps has two of the noise, which tell the
+variance that comes from the noise alone.
+
+VSD is measured where CONFIG trains a LoRA. The gradient is that of the scene: what the LoRA learns has no variates.
+
+    tools/measure_variance.py demo/prolificdreamer \
+        stages.0.terms.0.guidance.variates="{use: Stein, estimator: {use: DPT, model: builtin}}"
 
 Letters: N draws, two of the noise each; L noise levels; P parts of the gradient, in the order of PARTS; D trained numbers.
 """
@@ -34,15 +40,16 @@ from mpiprop.core.streams import Streams  # noqa: E402
 from mpiprop.core.theta import Theta  # noqa: E402
 from mpiprop.core.variance import LEVELS  # noqa: E402
 from mpiprop.guidance.asd import ASD  # noqa: E402
-from mpiprop.guidance.distillation import Sample, predictions  # noqa: E402
+from mpiprop.guidance.distillation import Distillation, Sample, predictions  # noqa: E402
 from mpiprop.guidance.queries import answered  # noqa: E402
 from mpiprop.guidance.stein import Noise, Stein, products  # noqa: E402
+from mpiprop.guidance.vsd import VSD  # noqa: E402
 from mpiprop.objective.gradient import ComputationUnit  # noqa: E402
 from mpiprop.priors.base import alpha_bar_at  # noqa: E402
 from mpiprop.run.stage import Stage  # noqa: E402
 
-PARTS = ("u", "e", "c'", "eps", "h")  # c' is eps_cond(x_t') of ASD
-VARIATES = slice(3, 5)
+PARTS = ("u", "e", "c'", "l", "eps", "h")  # c' is eps_cond(x_t') of ASD, l the LoRA's prediction of VSD, 0 where there is none
+VARIATES = slice(4, 6)
 SCALES = (1.0, 7.5, 100.0)  # uncond + scale (cond - uncond)
 FORMS: dict[str, Noise] = {"noise": Noise(), "Stein alone": Stein(None, noise=False), "both": Stein(None)}
 SEQUENCES, BEFORE = 20, 100  # simulated runs whose averages are looked at, and their steps before
@@ -71,12 +78,12 @@ class Draws:
 
 
 def drawn(unit: ComputationUnit, stage: Stage, theta: Theta, tau: int, seeds: range) -> Draws:
-    """A draw at theta, step tau, for each seed, and two of the noise for each."""
+    """For each seed what the first view of a run of that seed would draw at theta, step tau, and a second noise."""
     scene, term, asd = stage.scene.load(theta, tau), unit.terms[0], None
     levels, latent, inner, apart = [], [], [], []
     sums = torch.zeros(LEVELS, len(PARTS), scene.layout.D)
     for seed in seeds:
-        rng = Streams(seed, tau).of("variance")
+        rng = Streams(seed, tau).of(stage.name).of(term.name)
         views = term.views(tau, rng)
         rng, views = rng.part(range(1), len(views)), views[:1]
         image = scene.render(views, tau, rng, normals=False)
@@ -84,10 +91,10 @@ def drawn(unit: ComputationUnit, stage: Stage, theta: Theta, tau: int, seeds: ra
         asd = asd or ASD(guidance.prior, guidance.prompts, t_min=guidance.t_min, t_max=guidance.t_max)
         x = guidance.prior.encode(image.rgb.permute(0, 3, 1, 2), rng)
         t, told, vectors = guidance.timesteps(1, tau, rng), guidance.prompts(views), []
-        for noise in range(2):
-            sample = Sample(guidance.prior, x.detach(), t, told, views, tau, rng.of(f"noise {noise}"), image)
-            parts = residuals(sample, guidance.variates, asd)
-            if noise == 0:
+        for noise in (rng, rng.of("second noise")):
+            sample = Sample(guidance.prior, x.detach(), t, told, views, tau, noise, image)
+            parts = residuals(sample, guidance, asd)
+            if noise is rng:
                 latent.append(products(parts)[0].double())
             vectors.append(torch.stack([carried(scene.grad, x, guidance.weight(alpha_bar_at(guidance.prior, t)) * part)
                                         for part in parts]))
@@ -105,12 +112,13 @@ def joined(halves: Sequence[Draws]) -> Draws:
     return Draws(level, latent, theta, apart, sum(half.mean for half in halves))
 
 
-def residuals(sample: Sample, variates: Noise, asd: ASD) -> list[Tensor]:
+def residuals(sample: Sample, guidance: Distillation, asd: ASD) -> list[Tensor]:
     """The parts, each [1, C, h, w]."""
     uncond, cond = answered(predictions(sample, sample.x_t, sample.t))
     later = asd.shifted(sample)
     other = answered(sample.predicted(sample.noised(later, sample.eps), later, sample.condition.positive))
-    return [uncond, cond - uncond, other, *variates.variates(sample)]
+    learnt = answered(guidance.rendered(sample)) if isinstance(guidance, VSD) else torch.zeros_like(uncond)
+    return [uncond, cond - uncond, other, learnt, *guidance.variates.variates(sample)]
 
 
 def carried(grad: Tensor, x: Tensor, vector: Tensor) -> Tensor:
@@ -120,11 +128,13 @@ def carried(grad: Tensor, x: Tensor, vector: Tensor) -> Tensor:
     return grad.clone()
 
 
-def hosts() -> Iterator[tuple[str, Tensor, float]]:
-    """Name, parts [P] without the noise that it subtracts itself, and how much of it that is."""
+def hosts(lora: bool) -> Iterator[tuple[str, Tensor, float]]:
+    """Name, parts [P] without the noise that it subtracts itself, and how much of it that is; VSD where there is a LoRA."""
     for scale in SCALES:
-        yield f"SDS {scale:g}", torch.tensor([1.0, scale, 0, 0, 0], dtype=torch.float64), 1.0
-    yield "ASD 7.5", torch.tensor([1.0, 7.5, -1, 0, 0], dtype=torch.float64), 0.0
+        yield f"SDS {scale:g}", torch.tensor([1.0, scale, 0, 0, 0, 0], dtype=torch.float64), 1.0
+    yield "ASD 7.5", torch.tensor([1.0, 7.5, -1, 0, 0, 0], dtype=torch.float64), 0.0
+    for scale in SCALES if lora else ():
+        yield f"VSD {scale:g}", torch.tensor([1.0, scale, 0, -1, 0, 0], dtype=torch.float64), 0.0
 
 
 def gram(inner: Tensor, host: Tensor, form: Noise) -> Tensor:
@@ -172,10 +182,10 @@ def lagged(draws: Draws, host: Tensor, baseline: float, form: Noise, decay: floa
     return found
 
 
-def compared(halves: Sequence[Draws], views: int) -> dict[str, dict[str, tuple[float, float]]]:
+def compared(halves: Sequence[Draws], views: int, lora: bool) -> dict[str, dict[str, tuple[float, float]]]:
     """For each host, by what is done with the variates: the variance and that from the noise."""
     table, draws = {}, joined(halves)
-    for name, host, baseline in hosts():
+    for name, host, baseline in hosts(lora):
         row = {"host": draws.variance(host, torch.tensor([[baseline, 0.0]], dtype=torch.float64).repeat(LEVELS, 1))}
         for kind, form in FORMS.items():
             for decay in DECAYS if kind == "both" else (0.9,):
@@ -189,10 +199,11 @@ def shares(halves: Sequence[Draws]) -> dict[str, tuple[float, float]]:
     """Of the variance from the noise that each part of a host has, the share that the ideal weight of the noise, and of Stein's
     variate, removes."""
     found, none = {}, torch.zeros(LEVELS, 2, dtype=torch.float64)
-    for p in range(3):
+    for p in range(VARIATES.start):
         host = torch.zeros(len(PARTS), dtype=torch.float64)
         host[p] = 1
-        alone = joined(halves).variance(host, none)[1]
+        if (alone := joined(halves).variance(host, none)[1]) == 0:
+            continue  # no LoRA
         found[PARTS[p]] = tuple(1 - crossed(halves, host, 0.0, FORMS[form])[1] / alone for form in ("noise", "Stein alone"))
     return found
 
@@ -224,6 +235,8 @@ def main() -> None:
     recycle_large_blocks()
     without = [*args.overrides, "stages.0.terms.0.guidance.variates=null"]
     plain, stage = (Stage(loader.load(args.config, more), 0, torch.device("cpu")) for more in (without, args.overrides))
+    if not isinstance(stage.variates[stage.config.terms[0].name], Stein):
+        parser.error(f"{args.config}: needs variates: {{use: Stein}} in the guidance of its first term")
     told = stage.embeddings()
     unit, rollout, probe = plain.unit(told), plain.rollout(), stage.unit(told)
     x, tables, views = rollout.start(plain.scene.theta()), {}, len(plain.views[0](0, plain.init))
@@ -234,7 +247,7 @@ def main() -> None:
             half = args.draws // 2
             halves = [drawn(probe, stage, Theta(flat, riding.layout), min(tau, stage.T - 1), range(start, start + half))
                       for start in (1, 1 + half)]
-            tables[tau] = compared(halves, views)
+            tables[tau] = compared(halves, views, stage.lora is not None)
             print(f"\nstep {tau}: variance of one view's gradient in theta; in brackets that from the noise\n")
             kinds = list(next(iter(tables[tau].values())))
             print("| host | " + " | ".join(kinds) + " |\n" + "|---" * (len(kinds) + 1) + "|")
