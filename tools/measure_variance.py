@@ -218,7 +218,7 @@ def plot(tables: dict[int, dict[str, dict[str, tuple[float, float]]]], file: Pat
         for kind, style in (("host", "k-"), ("noise, decay 0.9", "C0--"), ("both, decay 0.9", "C1-"), ("both, ideal", "C2:")):
             axis.semilogy(list(tables), [table[host][kind][1] for table in tables.values()], style, label=kind)
         axis.set(title=host, xlabel="step")
-    axes[0].set_ylabel("variance from the noise, of one view's gradient in theta")
+    axes[0].set_ylabel("variance from the noise,\none view's gradient in theta")
     axes[0].legend(fontsize="small")
     figure.savefig(file, dpi=100)
 
