@@ -31,9 +31,11 @@ def serve(comm: Any, unit: Callable[..., Drift], layout: Layout, device: torch.d
     wire, header, alerts = Wire(comm, device, cuda_aware), np.empty(HEADER, np.uint8), list[Any]()
 
     def wait(done: Callable[[], bool]) -> None:
-        while not patiently(done, perf_counter() + GLANCE):
-            if stopped() and not alerts:
+        while True:
+            if stopped() and not alerts:  # looked at before every wait: where steps are quick, none lasts for GLANCE
                 alerts.append((comm if alerts_to is None else alerts_to).Isend([bytearray(0), MPI.BYTE], 0, ALERT))
+            if patiently(done, perf_counter() + GLANCE):
+                return
 
     def evaluate(task: Mapping[str, Any]) -> None:
         receive, flat = wire.receive(task["L"], 0)
