@@ -10,12 +10,13 @@ evaluate --truth` does. Runs that are done are kept, unfinished ones resumed: it
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--config", nargs="+", default=demos(), help="configurations (default: the demos of one object)")
     parser.add_argument("--prompts", type=int, default=40, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--window-only", action="store_true", help="make no sequential runs")
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of every run")
@@ -169,20 +170,21 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {(pair, method): pool.submit(make, *pair, method) for method in methods for pair in pairs}
         done = {key: future.result() for key, future in runs.items()}
-    torch.set_num_threads(1)
-    made = {pair: {method: Made.of(done[pair, method]) for method in methods} for pair in pairs}
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as judges:
+        found = dict(zip(done, judges.map(Made.of, done.values())))
+    made = {pair: {method: found[pair, method] for method in methods} for pair in pairs}
     how = " / ".join(methods)
     print(f"Cells of two: {how}\n\n| configuration | prompts | R-Precision | similarity | " + " | ".join(TRUE_COLUMNS)
           + " | T/K | evaluations a step |\n" + "|---" * (6 + len(TRUE_COLUMNS)) + "|")
     held_out = set(read_prompts("builtin", "val"))
     for name, prompt in pairs:
         print(row(f"{name}: {prompt}{' (held out)' if prompt in held_out else ''}", [made[name, prompt]]))
-    for name in args.config:
-        print(row(f"`{name}`", [each for pair, each in made.items() if pair[0] == name]))
-    for title, new in (("seen pairs", False), ("held-out pairs", True)):
-        if chosen := [each for pair, each in made.items() if (pair[1] in held_out) == new]:
-            print(row(title, chosen))
-    print(row("**all**", list(made.values())))
+    kinds = [(f"`{name}`", [each for pair, each in made.items() if pair[0] == name]) for name in args.config]
+    kinds += [(title, [each for pair, each in made.items() if (pair[1] in held_out) == new])
+              for title, new in (("seen pairs", False), ("held-out pairs", True))]
+    for title, some in [*kinds, ("**all**", list(made.values()))]:
+        if some:
+            print(row(title, some))
     for method in methods:
         sheet = args.out / f"{method.replace(' ', '')}.png"
         contact_sheet([(f"{name}: {prompt}", [views_of(each[method].folder)[i] for i in SHOWN])
