@@ -96,8 +96,7 @@ def clone(tmp_path: Path) -> Path:
     programs = clone / ".venv/bin"
     programs.mkdir(parents=True)
     for name in ("python", "mpirun"):
-        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" "$OMP_NUM_THREADS" >>"$CALLS"\n'
-                                     'mkdir -p runs/x && touch runs/x/done runs/x/mesh.glb\n')
+        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" "$OMP_NUM_THREADS" >>"$CALLS"\n')
         (programs / name).chmod(0o755)
     stamp = subprocess.check_output("cat setup.cfg pyproject.toml tools/constraints.txt | cksum", shell=True, text=True,
                                     cwd=clone)
@@ -112,11 +111,10 @@ def test_the_demo_runs_its_prompt_unharmed_from_anywhere(clone: Path, tmp_path: 
                                                          rest: list[str]) -> None:
     calls = tmp_path / "calls"
     environment = {name: value for name, value in os.environ.items() if name != "VENV"}  # set where CI runs this
-    said = subprocess.check_output([clone / "tools/demo", *arguments], text=True, cwd="/",
-                                   env=environment | {"CALLS": str(calls), "OMP_NUM_THREADS": "8"})
+    subprocess.run([clone / "tools/demo", *arguments], check=True, cwd="/",
+                   env=environment | {"CALLS": str(calls), "OMP_NUM_THREADS": "8"})
     expected = ["python", "-m", "mpiprop", "run", "demo", "--ranks", "3", f"prompt={prompt}", *rest, "1"]
     assert calls.read_text() == "\n".join(expected) + "\n"
-    assert said.splitlines()[-1] == str(clone / "runs/x/mesh.glb")
 
 
 def test_the_test_command_checks_style_and_types_and_then_runs_what_is_asked_for(clone: Path, tmp_path: Path) -> None:
