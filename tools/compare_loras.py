@@ -10,22 +10,27 @@ Runs that are done are kept, unfinished ones resumed.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mpiprop.config import loader  # noqa: E402
+from mpiprop.config.prompts import read_prompts  # noqa: E402
 from mpiprop.core.theta import Layout  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
 from mpiprop.metrics.judge import Judge  # noqa: E402
+from mpiprop.metrics.measures import Result, measure  # noqa: E402
+from mpiprop.metrics.pictures import pixels  # noqa: E402
 from mpiprop.run.stage import Stage  # noqa: E402
-from tools.gallery import choose, judged, run, speed, views_of  # noqa: E402
+from tools.gallery import choose, run, speed, views_of  # noqa: E402
 
 CONFIG = "demo/prolificdreamer"
 STEPS = ("steps", "start_step", "update_steps", "ambient_only_steps", "anneal", "densify_every", "densify_from",
@@ -57,6 +62,12 @@ def moved(layout: Layout, lanes: int) -> float:
     return 4e-6 * (layout.L + layout.D - 2 * left_out)
 
 
+def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
+    """The measures of objects, each a prompt and its views, among all prompts that the built-in judge knows."""
+    prompts = read_prompts("builtin")
+    return measure([(prompt, judge.features(pixels(views))) for prompt, views in objects], prompts, judge.texts(prompts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=3, help="how many")
@@ -71,7 +82,7 @@ def main() -> None:
     tree["stages"] = [scaled(tree["stages"][0], args.steps / tree["stages"][0]["steps"])]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "coarse.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    prompts = [prompt for prompt, _ in choose(args.prompts)]
+    prompts = choose(args.prompts)
     folders = {(prompt, policy): run(str(args.out / "coarse.yaml"), prompt, policy, args.out, [f"prompt={prompt}", *overrides])
                for prompt in prompts for policy, overrides in policies(args.window).items()}
 

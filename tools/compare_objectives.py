@@ -63,7 +63,7 @@ class Comparison:
 
     scenes: dict[str, SceneKind] = key("by name")
     objectives: dict[str, Objective] = key("by name, in the order of the rows")
-    prompts: int | tuple[str, ...] = key("the prompts, or how many of those that tools/gallery.py takes", 8)
+    prompts: int | tuple[str, ...] = key("the prompts, or how many are chosen, every third one a pair held out", 8)
     seeds: tuple[int, ...] = key("of each prompt", (0, 1))
     window: int = key("size of the window that tells T/K", 7, lo=1)
     window_prompts: int = key("how many of the prompts are made in a window, too", 1, lo=0)
@@ -85,7 +85,7 @@ class Comparison:
     @property
     def asked(self) -> list[str]:
         """The prompts."""
-        return [prompt for prompt, _ in choose(self.prompts)] if isinstance(self.prompts, int) else [*self.prompts]
+        return choose(self.prompts) if isinstance(self.prompts, int) else [*self.prompts]
 
     def tree(self, scene: SceneKind, row: Objective) -> dict[str, Any]:
         """The configuration of a row's runs: the first stage of the scene's, with another guidance."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""What the demos make of prompts drawn at random, one step after the other and in a window: tables, and a sheet with all of it.
+"""What the demos make of prompts drawn at random, one step after the other and in a window: a table and sheets of all objects.
 
-    tools/gallery.py --out runs/gallery [--prompts 40] [--config demo/asd ...] [--jobs 2] [--window-only] [key=value ...]
+    tools/gallery.py --out runs/gallery [--prompts 40] [--config demo/asd ...] [--jobs 2] [--window-only] [--set key=value ...]
 
 The demos (or --config) take turns; object and look are drawn from all that the built-in prior knows, pairs that were held out
 included. A configuration that starts from a picture is shown one of the true object. What is made is judged as `mpiprop
@@ -35,9 +35,8 @@ from mpiprop.config.schema import Run  # noqa: E402
 from mpiprop.corpus.captions import caption  # noqa: E402
 from mpiprop.corpus.truth import truth  # noqa: E402
 from mpiprop.io.sheet import contact_sheet  # noqa: E402
-from mpiprop.metrics.judge import Judge  # noqa: E402
-from mpiprop.metrics.measures import Result, Score, measure  # noqa: E402
-from mpiprop.metrics.pictures import pixels, read  # noqa: E402
+from mpiprop.metrics.measures import Score  # noqa: E402
+from mpiprop.metrics.pictures import read  # noqa: E402
 from mpiprop.metrics.summary import TRUE_COLUMNS, true_cells  # noqa: E402
 from mpiprop.metrics.truth import Likeness  # noqa: E402
 from mpiprop.priors import vocabulary  # noqa: E402
@@ -51,17 +50,17 @@ LEAN = ["preview={every_s: 1.0e9, size: 96}",  # at stages' ends alone
         "turntable.frames=2", "mesh.resolution=48", "mesh.texture=0"]
 
 
-def choose(n: int) -> list[tuple[str, bool]]:
-    """n prompts and whether each is held out: shapes in turn, colours in turn, every third one held out."""
+def choose(n: int) -> list[str]:
+    """n prompts for comparisons: shapes in turn, colours in turn, every third pair held out."""
     words = json.loads(vocabulary.FILE.read_text())
     shapes = [shape for shape in words["shapes"] if shape not in words["scenes"]]
     colours, held_out = words["colours"], words["held_out"]
     chosen = []
     for i in range(n):
-        shape, new = shapes[i % len(shapes)], i % 3 == 2
-        pool = held_out[shape] if new else [colour for colour in colours if colour not in held_out[shape]]
+        shape = shapes[i % len(shapes)]
+        pool = held_out[shape] if i % 3 == 2 else [colour for colour in colours if colour not in held_out[shape]]
         colour = pool[(i // len(shapes) + 3 * (i % len(shapes))) % len(pool)]
-        chosen.append((caption(shape, colour), new))
+        chosen.append(caption(shape, colour))
     return chosen
 
 
@@ -90,12 +89,6 @@ def run(name: str, prompt: str, method: str, out: Path, overrides: list[str]) ->
 def views_of(folder: Path) -> Tensor:
     """The views [n, H, W, 3] that a finished run left."""
     return torch.stack([torch.from_numpy(read(path)) / 255 for path in sorted((folder / "views").glob("*.png"))])
-
-
-def judged(objects: Sequence[tuple[str, Tensor]], judge: Judge) -> Result:
-    """The measures of objects, each a prompt and its views, among all prompts that the built-in judge knows."""
-    prompts = read_prompts("builtin")
-    return measure([(prompt, judge.features(pixels(views))) for prompt, views in objects], prompts, judge.texts(prompts))
 
 
 def evaluated(folder: Path, true: bool = True) -> tuple[Score, Likeness | None]:
