@@ -224,7 +224,7 @@ def renders(run: Path, views: int, elevation: float, size: int) -> Iterator[Imag
     cameras = turntable(views, np.radians(elevation), like.distance.item(), like.fovy.item(), (size, size))
     for i in range(views):
         with torch.no_grad():
-            rgb = stage.scene.load(kept, stage.T).render(cameras[i:i + 1], stage.T, normals=False).rgb[0].clamp(0, 1)
+            rgb = stage.scene.load(kept, stage.T).render(cameras[i:i + 1], stage.T, needs=()).rgb[0].clamp(0, 1)
         yield Image.fromarray((rgb.numpy() * 255).round().astype(np.uint8))
 
 

@@ -189,7 +189,7 @@ def test_slopes_are_the_gradient_of_the_distance(name: str) -> None:
     field.raw = lambda x: torch.cat([0.1 * torch.sin(3 * x[:, :1]).T, x.T])
     x = (0.9 * (2 * uniform(RNG("x"), 64, 3) - 1)).requires_grad_()
     (truth,) = torch.autograd.grad(field.distance(x).sum(), x)
-    torch.testing.assert_close(field.probe(x.detach(), True)[1](slice(None)).slope, truth, rtol=0, atol=0.03)
+    torch.testing.assert_close(field.evaluate(x.detach(), True).slope, truth, rtol=0, atol=0.03)
 
 
 def test_latent_draws_of_3dconv_are_of_the_step_and_the_prompt() -> None:

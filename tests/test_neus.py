@@ -85,7 +85,7 @@ def test_a_field_without_a_ray_is_met_head_on_and_which_samples_count_is_decided
     shape, x = ball(cosine_anneal=0), torch.rand(40, 3, generator=torch.Generator().manual_seed(1)) - 0.5
     directions = torch.nn.functional.normalize(x - 0.2, dim=-1)
     head_on, values = shape.probe(x, True, RaySteps(directions, 0.01))
-    assert torch.equal(head_on, shape.density(x)) and torch.equal(shape.probe(x, True)[1](slice(None)).density, head_on)
+    assert torch.equal(head_on, shape.density(x)) and torch.equal(shape.evaluate(x, True).density, head_on)
     seen = values(slice(None))
     cos = (seen.normals * directions).sum(-1)
     assert (seen.density[cos > 0] == 0).all() and (cos > 0).any() and (cos < 0).any()

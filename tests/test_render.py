@@ -67,7 +67,7 @@ def brute_force(field, views, step, jitter):
                 continue
             if cells is not None and cells[tuple(((x + 1) / 2 * len(cells)).long().tolist())] * step <= least:
                 continue
-            at = field.probe(x[None], True)[1](slice(None))
+            at = field.evaluate(x[None], True)
             alpha = 1 - torch.exp(-at.density * step)
             if reached >= 1e-4 and alpha >= least:
                 sums = sums + passed * alpha * torch.cat([at.features[0], torch.ones(1), t.view(1), at.normals[0]])
@@ -228,7 +228,7 @@ def test_orient_moves_normals_not_weights():
 
 
 def test_orient_without_normals_is_a_clear_mistake(views):
-    image = Volume(samples=8)(Ball(), features_as_colours, white, views, RNG, normals=False)
+    image = Volume(samples=8)(Ball(), features_as_colours, white, views, RNG, needs=())
     assert image.normal is None
     with pytest.raises(UserError, match="penalties.orient"):
         PENALTIES["orient"](image, views)

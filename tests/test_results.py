@@ -47,7 +47,7 @@ def test_cameras_inside_a_scene_stay_where_they_are() -> None:
     theta = stage.scene.theta()
     stage.scene.load(theta, 0)
     view = stage.views[0].turntable(1, (8, 8))
-    assert stage.scene.render(view.farther(2.0), 0, normals=False).opacity.min() > 0.9
+    assert stage.scene.render(view.farther(2.0), 0, needs=()).opacity.min() > 0.9
     assert outputs.farther(stage, theta, 1) == 1
 
 

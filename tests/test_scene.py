@@ -118,7 +118,7 @@ def test_evaluation_renders_have_no_randomness_and_export_queries_answer():
 
 def test_normals_are_left_out_only_where_the_shading_does_not_read_them():
     scene = small()
-    assert scene.render(views(), 3, Streams(0, 3), normals=False).normal is None
+    assert scene.render(views(), 3, Streams(0, 3), needs=()).normal is None
     shaded = next(tau for tau in range(20, 60) if scene.material.wants_normals(tau, Streams(0, tau)))
-    assert scene.render(views(), shaded, Streams(0, shaded), normals=False).normal is not None
+    assert scene.render(views(), shaded, Streams(0, shaded), needs=()).normal is not None
     assert small(normal="none").render(views(), 3, Streams(0, 3)).normal is None

@@ -153,10 +153,6 @@ def test_initial_densities_are_those_of_the_blob():
     torch.testing.assert_close(gaussian[:2].log(), torch.tensor([5.0, 5 * exp(-3.125)]), rtol=1e-3, atol=1e-4)
 
 
-def everywhere(field, x):
-    return field.probe(x, normals=True)[1](slice(None))
-
-
 @pytest.mark.parametrize("normal", ["analytic", "finite_difference", "none"])
 def test_probing_gives_the_values_and_gradients_of_a_selection(normal):
     field = HashGrid(RNG, **SMALL, radius=1.0, normal=normal)
@@ -174,7 +170,7 @@ def test_probing_gives_the_values_and_gradients_of_a_selection(normal):
     for a, b in zip(one, other):
         torch.testing.assert_close(a, b)
     if normal != "none":
-        torch.testing.assert_close(found.normals, everywhere(field, x[some]).normals)
+        torch.testing.assert_close(found.normals, field.evaluate(x[some], True).normals)
 
 
 @pytest.mark.parametrize("blob", ["magic3d", "dreamfusion", "none"])
@@ -183,7 +179,7 @@ def test_analytic_normals_point_down_the_density_and_are_differentiable(blob, la
     field = HashGrid(RNG, **SMALL, blob=blob, blob_scale=2.0, hidden_layers=layers, radius=1.0)
     field.encoding.table.data.mul_(1e4)
     x = torch.rand(40, 3, generator=RNG("x")) * 1.6 - 0.8
-    found = everywhere(field, x)
+    found = field.evaluate(x, True)
     step = 1e-3
     slope = torch.stack([field.density(x + step * e) - field.density(x - step * e) for e in torch.eye(3)], -1)
     cosine = torch.cosine_similarity(found.normals, -slope, dim=-1)
@@ -195,7 +191,7 @@ def test_analytic_normals_point_down_the_density_and_are_differentiable(blob, la
 def test_where_the_density_is_flat_normals_are_zero_and_gradients_finite():
     field = HashGrid(RNG, **SMALL, blob="none")
     field.density_network.weights[1].data.zero_()
-    normals = everywhere(field, points()).normals
+    normals = field.evaluate(points(), True).normals
     normals.sum().backward()
     assert normals.abs().max() == 0 and field.density_network.weights[1].grad.isfinite().all()
 
@@ -207,7 +203,7 @@ def test_gradients_of_normals_equal_double_backward_through_a_naive_field(blob):
     x = torch.rand(12, 3, generator=RNG("x")) * 1.6 - 0.8
     outer = torch.rand(12, 3, generator=RNG("outer"))
     trained = [field.encoding.table, field.density_network.weights[0], field.density_network.weights[1]]
-    found = torch.autograd.grad((everywhere(field, x).normals * outer).sum(), trained)
+    found = torch.autograd.grad((field.evaluate(x, True).normals * outer).sum(), trained)
 
     table, first, last = (tensor.detach().double().requires_grad_() for tensor in trained)
     at = x.double().requires_grad_()
@@ -224,7 +220,7 @@ def test_finite_difference_normals_agree_with_analytic_ones():
     analytic = HashGrid(RNG, **keys)
     differences = HashGrid(RNG, **keys, normal="finite_difference", normal_step=1e-3)
     x = torch.rand(40, 3, generator=RNG("x")) - 0.5
-    a, b = everywhere(analytic, x).normals, everywhere(differences, x).normals
+    a, b = analytic.evaluate(x, True).normals, differences.evaluate(x, True).normals
     assert (a * b).sum(-1).min() > 0.999
 
 
@@ -358,7 +354,7 @@ def test_features_normals_and_gradients_on_cuda_equal_those_on_the_cpu(backend):
     for device, where in (("cpu", "torch"), ("cuda", backend)):
         field = HashGrid(RNG, **SMALL, radius=1.0, backend=where)
         field.encoding.table.data.mul_(1e4)
-        values = everywhere(field.to(device), x.to(device))
+        values = field.to(device).evaluate(x.to(device), True)
         (values.features + values.normals * outer.to(device)).sum().backward()
         found.append([t.detach().cpu() for t in (values.density, values.normals, field.encoding.table.grad)])
     for a, b in zip(*found):

@@ -272,7 +272,7 @@ def test_sizes_of_textmesh_are_the_published_ones():
 def test_normals_are_the_slope_of_the_distance(normal):
     shape = SDF(RNG, radius=1.0, normal=normal, normal_step=1e-3, start_level=4, **SMALL)
     x = draws(60, 3).float() * 2 - 1
-    values = shape.probe(x, True)[1](slice(None))
+    values = shape.evaluate(x, True)
     assert (values.normals * x / x.norm(dim=-1, keepdim=True)).sum(-1).min() > 0.999
     assert eikonal(values.slope) < 1e-4
     shape.encoding.table.data.mul_(3e3)

@@ -12,6 +12,7 @@ from mpiprop.core.streams import Streams
 from mpiprop.render.volsdf import VolSDF
 from mpiprop.render.volume import Volume
 from mpiprop.shapes.fields.base import Field, Values
+from mpiprop.shapes.generators.sdf import GeneratedSDF
 from mpiprop.views.cameras import Views, orbit, turntable
 
 RNG = Streams(0, 0)
@@ -156,3 +157,14 @@ def test_jitter_is_drawn_from_the_step_and_each_views_row() -> None:
     part = renderer(field, shade, white, views(n=4)[2:], RNG.part(range(2, 4), 4))
     torch.testing.assert_close(whole.rgb[2:], part.rgb)
     assert not torch.allclose(whole.rgb, renderer(field, shade, white, views(n=4), Streams(0, 1).part(range(4), 4)).rgb)
+
+
+def test_slopes_that_a_penalty_alone_reads_are_of_some_samples() -> None:
+    field = GeneratedSDF(lambda x: torch.cat([0.1 * torch.sin(3 * x[:, :1]).T, x.T]), radius=1.0, sphere=0.5)
+    every, third, shaded, plain = (
+        VolSDF(proposal=16, importance=8, slopes=slopes)(field, shade, white, views(), RNG, needs)
+        for slopes, needs in ((1, ("slope",)), (3, ("slope",)), (3, ("slope", "normals")), (3, ())))
+    assert len(every.samples.slope) == len(every.samples.ray) and every.normal is None
+    assert torch.equal(third.samples.slope, every.samples.slope[::3]) and torch.equal(third.rgb, every.rgb)
+    assert torch.equal(shaded.samples.slope, every.samples.slope) and shaded.normal is not None
+    assert plain.samples.slope is None and plain.samples.normals is None

@@ -64,10 +64,10 @@ def main() -> None:
             return lambda: forward().sum().backward()
 
         def normals() -> Tensor:
-            return shape.probe(x, normals=True)[1](slice(None)).normals
+            return shape.evaluate(x, True).normals
 
-        def step(with_normals: bool) -> Tensor:
-            return scene.render(views, 0, RNG, with_normals).rgb
+        def step(*needs: str) -> Tensor:
+            return scene.render(views, 0, RNG, needs).rgb
 
         encode = milliseconds(backward(lambda: encoding(unit)))
         naive = milliseconds(backward(lambda: plain(encoding, unit)))
@@ -79,9 +79,9 @@ def main() -> None:
                             ("two networks, forward and backward", milliseconds(
                                 backward(lambda: shape.density_network(code) + shape.feature_network(code)))),
                             ("normals, forward and backward", milliseconds(backward(normals))),
-                            ("image, forward", milliseconds(lambda: step(False))),
-                            ("image, forward and backward", milliseconds(backward(lambda: step(False)))),
-                            ("  with normals", milliseconds(backward(lambda: step(True))))):
+                            ("image, forward", milliseconds(lambda: step())),
+                            ("image, forward and backward", milliseconds(backward(lambda: step()))),
+                            ("  with normals", milliseconds(backward(lambda: step("normals"))))):
             print(f"  {name:40s} {value:9.1f} ms")
 
 

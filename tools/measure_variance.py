@@ -86,7 +86,7 @@ def drawn(unit: ComputationUnit, stage: Stage, theta: Theta, tau: int, seeds: ra
         rng = Streams(seed, tau).of(stage.name).of(term.name)
         views = term.views(tau, rng)
         rng, views = rng.part(range(1), len(views)), views[:1]
-        image = scene.render(views, tau, rng, normals=False)
+        image = scene.render(views, tau, rng, needs=())
         guidance = term.guidance
         asd = asd or ASD(guidance.prior, guidance.prompts, t_min=guidance.t_min, t_max=guidance.t_max)
         x = guidance.prior.encode(image.rgb.permute(0, 3, 1, 2), rng)

@@ -218,7 +218,7 @@ class Workshop:
 
     def frames(self, scene: Scene, views: Views) -> Tensor:
         """Pictures [B, H, W, 3] of the scene, on the CPU."""
-        return torch.cat([scene.render(views[i:i + 1], self.maker.tau, normals=False).rgb.clamp(0, 1).cpu()
+        return torch.cat([scene.render(views[i:i + 1], self.maker.tau, needs=()).rgb.clamp(0, 1).cpu()
                           for i in range(len(views))])
 
     def sheet(self, prompts: Sequence[str]) -> None:

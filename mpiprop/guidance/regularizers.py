@@ -98,7 +98,6 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what an image must have for each
     "orient": ("samples", "normals"), "z_variance": ("samples",), "eikonal": ("samples", "slope"),
     "normal_consistency": ("surface",), "laplacian": ("surface",), "normal_smooth": ("normals",),
     "3d_normal_smooth": ("samples", "normals")}
-READ_NORMALS = {name for name, needs in NEEDS.items() if {"normals", "slope"} & set(needs)}  # normals must be rendered for them
 LACKING = {"samples": "the image has no samples; use Volume or remove the penalty",
            "surface": "the image has no surface; use Mesh or remove the penalty",
            "normals": "the shape has no normals; set shape.normal or remove the penalty",

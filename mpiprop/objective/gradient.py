@@ -19,8 +19,9 @@ from mpiprop.core.streams import Streams, uniform
 from mpiprop.core.theta import Drift, Theta
 from mpiprop.core.variance import sketch
 from mpiprop.guidance.base import Numbers
-from mpiprop.guidance.regularizers import PENALTIES, READ_NORMALS
+from mpiprop.guidance.regularizers import NEEDS, PENALTIES
 from mpiprop.objective.scene import Scene
+from mpiprop.render.base import COSTLY, NORMALS
 from mpiprop.views.cameras import Image, Views
 
 
@@ -39,9 +40,10 @@ class Term:
     densify: bool = True  # whether its views tell which points of a cloud need company
     group: int = 1  # adjacent views of one prompt
 
-    def reads_normals(self, penalties: Collection[str]) -> bool:
-        """Whether the guidance or one of the penalties looks at normals."""
-        return getattr(self.guidance, "reads_normals", False) or not READ_NORMALS.isdisjoint(penalties)
+    def needs(self, penalties: Collection[str]) -> set[str]:
+        """What the guidance and penalties need of an image that costs time."""
+        own = NORMALS if getattr(self.guidance, "reads_normals", False) else frozenset()
+        return own.union(*(NEEDS.get(name, ()) for name in penalties)) & COSTLY
 
 
 class ComputationUnit:
@@ -67,7 +69,7 @@ class ComputationUnit:
                 continue  # more parts than views
             views, rng, share = views[some.start:some.stop], rng.part(some, batch), len(some) / batch
             weights = {name: weight for name, schedule in term.penalties.items() if (weight := schedules.at(schedule, tau))}
-            image = self.scene.render(views, tau, rng, normals=term.reads_normals(weights))
+            image = self.scene.render(views, tau, rng, needs=term.needs(weights))
             loss, numbers = term.guidance(image, views, tau, rng)
             loss = schedules.at(term.weight, tau) * loss
             for name, weight in weights.items():

@@ -4,7 +4,7 @@ Letters: N points, D trained numbers, L = D + the numbers that ride along. The p
 their gradients views of `grad`, so that loading a theta copies nothing and a gradient is flat as soon as it exists.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from mpiprop.core import ancestry
 from mpiprop.core.streams import Streams
 from mpiprop.core.theta import Layout, Theta
 from mpiprop.priors.lora import Lora
-from mpiprop.render.base import Renderer
+from mpiprop.render.base import NORMALS, Renderer
 from mpiprop.shapes.base import Shape
 from mpiprop.shapes.clouds.base import Cloud
 from mpiprop.shapes.clouds.densify import MOVES, VIEWS
@@ -106,20 +106,21 @@ class Scene:
             self.load(fresh, tau).shape.refresh(tau, self.renderer.ray_spacing(self.shape), rng)
         return fresh
 
-    def render(self, views: Views, tau: int, rng: Streams | None = None, normals: bool = True) -> Image:
+    def render(self, views: Views, tau: int, rng: Streams | None = None, needs: Collection[str] = NORMALS) -> Image:
         """Returns the image of the scene at step tau, differentiable in its parameters.
 
         rng: random streams of the step; None: evaluation, without jitter or random shading
-        normals: whether the image needs normals that the shading does not read
+        needs: as a renderer's, beside the normals that the shading reads
         """
         views = views.to(self.device)
         if isinstance(self.shape, Generator):
             made = {prompt: self._of_prompt(prompt, rng) for prompt in dict.fromkeys(prompt for prompt, _ in views.runs())}
-            return joined([made[prompt].render(views[rows.start:rows.stop], tau, _streams_of(rows, rng), normals)
+            return joined([made[prompt].render(views[rows.start:rows.stop], tau, _streams_of(rows, rng), needs)
                            for prompt, rows in views.runs()])
-        normals = self.shape.has_normals and (normals or self.material.wants_normals(tau, rng, views.unlit))
+        read = NORMALS if self.material.wants_normals(tau, rng, views.unlit) else frozenset()
+        needs = read.union(needs) if self.shape.has_normals else frozenset()
         shade = partial(self.material, tau=tau, rng=rng, unlit=views.unlit)
-        return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, normals)
+        return self.renderer(self.shape, shade, partial(self.background, rng=rng), views, rng, needs)
 
     def object(self, prompt: int = 0) -> "Scene":
         """Returns the scene of one prompt's object, as evaluation sees it; this scene where the shape is no generator."""

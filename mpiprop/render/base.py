@@ -3,7 +3,7 @@
 Letters: B views, H x W pixels, S points that are shaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,7 @@ Shade = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """Colours [S, 3] of features [S, 3] at positions [S, 3] with normals [S, 3], lit from [S, 3]."""
 Background = Callable[[Tensor], Tensor]
 """Colours [B, H, W, 3] in unit directions [B, H, W, 3]."""
+NORMALS, COSTLY = frozenset({"normals"}), frozenset({"normals", "slope"})  # of LACKING; what takes time to make
 
 
 class Renderer:
@@ -41,10 +42,10 @@ class Renderer:
                             f"{others[0] if others else 'a shape of that kind'}")
 
     def __call__(self, shape: Any, shade: Shade, background: Background, views: Views, rng: Streams | None = None,
-                 normals: bool = True) -> Image:
+                 needs: Collection[str] = NORMALS) -> Image:
         """Returns the image of a shape before a background, differentiable in all parameters.
 
         rng: random streams of the step; None: evaluation, without any draw
-        normals: whether the image needs normals; only asked for where the shape has them
+        needs: those of COSTLY that the image must have; only asked for where the shape has normals
         """
         raise NotImplementedError

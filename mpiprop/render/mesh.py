@@ -3,6 +3,7 @@
 Letters: B views, H x W pixels, M vertices and F faces of the surface, S pixels that it covers.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from mpiprop.core.errors import UserError
 from mpiprop.core.streams import Streams
 from mpiprop.geometry.triangles import vertex_normals
 from mpiprop.render import nvdiffrast, raster
-from mpiprop.render.base import Background, Renderer, Shade
+from mpiprop.render.base import NORMALS, Background, Renderer, Shade
 from mpiprop.render.raster import clip, neighbours, sample_texture
 from mpiprop.shapes.surfaces.base import Surface, TexturedSurface
 from mpiprop.views.cameras import Image, Triangles, Views
@@ -37,7 +38,7 @@ class Mesh(Renderer):
         self.tool = raster if backend == "torch" else nvdiffrast
 
     def __call__(self, shape: Surface, shade: Shade, background: Background, views: Views,
-                 rng: Streams | None = None, normals: bool = True) -> Image:
+                 rng: Streams | None = None, needs: Collection[str] = NORMALS) -> Image:
         """The image of `shape`'s surface before `background`; differentiable in all parameters. The normals of the image
         are there whether asked for or not."""
         vertices, faces = shape.surface()

@@ -5,6 +5,7 @@ and a pixel that it covers. The ellipse of alpha >= 1/255 tells each Gaussian's 
 only pairs that count are ever listed; one stable sort by pixel puts each pixel's fragments one after another, front to back.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from mpiprop.core.streams import Streams
 from mpiprop.core.sums import cumulative
 from mpiprop.geometry.harmonics import harmonics
 from mpiprop.geometry.quaternions import matrices
-from mpiprop.render.base import Background, Renderer, Shade
+from mpiprop.render.base import NORMALS, Background, Renderer, Shade
 from mpiprop.shapes.clouds.base import Cloud, Splats
 from mpiprop.views.cameras import Image, Screen, Views
 
@@ -45,7 +46,7 @@ class Splat(Renderer):
         self.rasterize = _fast if backend == "gsplat" else rasterize
 
     def __call__(self, shape: Cloud, shade: Shade, background: Background, views: Views,
-                 rng: Streams | None = None, normals: bool = True) -> Image:
+                 rng: Streams | None = None, needs: Collection[str] = NORMALS) -> Image:
         """The image of `shape`'s Gaussians, which have colours of their own, before `background`; differentiable in all
         parameters. Colours are held in [0, 1]; depth is the distance of the centres; there are no normals."""
         splats = shape.splats()

@@ -4,6 +4,7 @@ al. 2021, in the form that ScaleDreamer, Ma et al. 2024, uses for its generators
 Letters: B views, H x W pixels, R = B H W rays, K edges of intervals along a ray, S midpoints of intervals inside the box.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from math import sqrt
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 
 from mpiprop.core.errors import UserError, positive
 from mpiprop.core.streams import Streams, uniform
-from mpiprop.render.base import Background, Renderer, Shade
+from mpiprop.render.base import NORMALS, Background, Renderer, Shade
 from mpiprop.render.volume import nearby_normals
 from mpiprop.shapes.fields.base import Field
 from mpiprop.views.cameras import Image, Samples, Views
@@ -31,22 +32,24 @@ class VolSDF(Renderer):
     proposal: even intervals along a ray
     importance: further edges, where the even intervals have weight
     chunk: rays at a time in evaluation renders (bounds their memory)
+    slopes: samples to each one at which the penalty `eikonal` looks, unless the normals of all are needed
     """
 
     draws, makes = Field, frozenset({"samples"})
 
-    def __init__(self, *, near: float = 0.1, proposal: int = 128, importance: int = 64, chunk: int = 4096) -> None:
-        positive(near=near)
+    def __init__(self, *, near: float = 0.1, proposal: int = 128, importance: int = 64, chunk: int = 4096,
+                 slopes: int = 1) -> None:
+        positive(near=near, slopes=slopes)
         if proposal < 1 or importance < 0 or chunk < 1:
             raise UserError(f"proposal {proposal}, importance {importance}, chunk {chunk}: need at least 1, 0 and 1")
-        self.near, self.proposal, self.importance, self.chunk = near, proposal, importance, chunk
+        self.near, self.proposal, self.importance, self.chunk, self.slopes = near, proposal, importance, chunk, slopes
 
     def ray_spacing(self, field: Field) -> float:
         """Returns the mean distance between even samples of rays through the middle (world units)."""
         return 2 * sqrt(3) * field.radius / self.proposal
 
     def __call__(self, field: Field, shade: Shade, background: Background, views: Views, rng: Streams | None = None,
-                 normals: bool = True) -> Image:
+                 needs: Collection[str] = NORMALS) -> Image:
         """As `Renderer`; the image's normals are not differentiated."""
         origins, directions = views.rays()
         behind, shape = background(directions), directions.shape[:3]
@@ -56,12 +59,12 @@ class VolSDF(Renderer):
         jitter = torch.full((R, 2), 0.5) if rng is None else rng.rows("render.jitter", uniform, R, 2)
         rays = origins.reshape(-1, 3), directions.reshape(-1, 3), views.light[view], limits, jitter.to(origins.device)
         if rng is None:
-            channels = torch.cat([self._render(field, shade, *part, normals)[0]
+            channels = torch.cat([self._render(field, shade, *part, needs)[0]
                                   for part in zip(*(each.split(self.chunk) for each in rays))])
             samples = None
         else:
-            channels, samples = self._render(field, shade, *rays, normals)
-            samples = replace(samples, nearby=partial(nearby_normals, field, samples, R, rng) if normals else None)
+            channels, samples = self._render(field, shade, *rays, needs)
+            samples = replace(samples, nearby=partial(nearby_normals, field, samples, R, rng) if "normals" in needs else None)
         rgb, opacity, depth, facing = channels.unflatten(0, shape).split([3, 1, 1, channels.shape[1] - 5], -1)
         rgb = torch.addcmul(rgb, 1 - opacity, behind)
         normal = normalize(facing.detach(), dim=-1) if facing.shape[-1] else None
@@ -73,17 +76,20 @@ class VolSDF(Renderer):
         return (distance - reach).clamp(min=self.near), distance + reach
 
     def _render(self, field: Field, shade: Shade, origins: Tensor, directions: Tensor, light: Tensor, limits: Tensor,
-                jitter: Tensor, normals: bool) -> tuple[Tensor, Samples]:
+                jitter: Tensor, needs: Collection[str]) -> tuple[Tensor, Samples]:
         """Colour, opacity, depth and (where wanted) normal summed along each ray [R, 5 or 8], and the samples."""
         edges = self._edges(field, origins, directions, limits, jitter)
         ray, t, positions, inside = _midpoints(origins, directions, edges, field.radius)
-        at = field.probe(positions, normals)[1](slice(None))
+        at = field.evaluate(positions, "normals" in needs)
         weights = _weights(_spread(at.density, inside, edges), edges).flatten()[inside]
         colour = shade(at.features, positions, at.normals, light[ray])
         parts = [colour, torch.ones_like(t)[:, None], t[:, None]] + ([] if at.normals is None else [at.normals])
         summed = colour.new_zeros(len(origins), sum(part.shape[1] for part in parts))
         summed = summed.index_add(0, ray, torch.cat(parts, -1) * weights[:, None])
-        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals, at.slope)
+        slope = at.slope
+        if slope is None and "slope" in needs:
+            slope = field.evaluate(positions[::self.slopes], True).slope
+        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals, slope)
 
     @torch.no_grad()
     def _edges(self, field: Field, origins: Tensor, directions: Tensor, limits: Tensor, jitter: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Empty cells of the field's occupancy grid are stepped over; of the rest, samples
 that hold almost nothing are dropped before anything is differentiated.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -18,7 +19,7 @@ from torch.nn.functional import normalize
 from mpiprop.core.errors import RunError, UserError
 from mpiprop.core.streams import Streams, normal, uniform
 from mpiprop.core.sums import cumulative
-from mpiprop.render.base import Background, Renderer, Shade
+from mpiprop.render.base import NORMALS, Background, Renderer, Shade
 from mpiprop.shapes.fields.base import Field, RaySteps
 from mpiprop.shapes.fields.occupancy import threshold
 from mpiprop.views.cameras import Image, Samples, Views
@@ -49,9 +50,10 @@ class Volume(Renderer):
         return 1.732 * 2 * field.radius / self.samples  # the square root of 3 as all of the field rounds it
 
     def __call__(self, field: Field, shade: Shade, background: Background, views: Views,
-                 rng: Streams | None = None, normals: bool = True) -> Image:
+                 rng: Streams | None = None, needs: Collection[str] = NORMALS) -> Image:
         """The image of `field` before `background` (colours of directions [B, H, W, 3]); rng None: evaluation, that is
         without jitter and in chunks, whose samples are not kept. Differentiable in all parameters."""
+        normals = bool(needs)  # a slope comes with them
         origins, directions = views.rays()
         behind = background(directions)
         shape = directions.shape[:3]
@@ -98,7 +100,7 @@ def nearby_normals(field: Field, samples: Samples, rays: int, rng: Streams, disp
                    ) -> Float[Tensor, "S 3"]:
     """Normals at the samples displaced, those of one ray alike, by a normal deviate of that standard deviation."""
     offset = rng.rows("render.nearby", normal, rays, 3).to(samples.positions.device) * displacement
-    return field.probe(samples.positions + offset[samples.ray], True)[1](slice(None)).normals
+    return field.evaluate(samples.positions + offset[samples.ray], True).normals
 
 
 def composite_weights(thickness: Float[Tensor, " S"], ray: Int[Tensor, " S"], rays: int) -> Float[Tensor, " S"]:

@@ -52,7 +52,7 @@ def frames(stage: Stage, theta: Theta, views: Views, stay: Callable[[], None] = 
     for i in range(len(views)):
         stay()
         with torch.no_grad():
-            image = scene.render(views[i:i + 1], stage.T, normals=False)
+            image = scene.render(views[i:i + 1], stage.T, needs=())
         rgb = image.rgb
         if white:
             assert image.behind is not None  # evaluation renders have it
@@ -69,7 +69,7 @@ def farther(stage: Stage, theta: Theta, n: int) -> float:
         return 1.0
 
     def cut(view: Views) -> bool:
-        opacity = scene.render(view, stage.T, normals=False).opacity[0, :, :, 0]
+        opacity = scene.render(view, stage.T, needs=()).opacity[0, :, :, 0]
         return bool(max(opacity[[0, -1]].max(), opacity[:, [0, -1]].max()) > 0.5)
     with torch.no_grad():
         return next((factor for factor in FARTHER[:-1]
@@ -95,7 +95,7 @@ def likeness(stage: Stage, theta: Theta, reference: Reference, size: int) -> tup
     picture = reference.resized(side).to(stage.device)
     view = orbit(reference.azimuth, reference.elevation, reference.distance, reference.fovy, (side, side))
     with torch.no_grad():
-        image = stage.scene.load(theta, stage.T).render(replace(view, unlit=True), stage.T, normals=False)
+        image = stage.scene.load(theta, stage.T).render(replace(view, unlit=True), stage.T, needs=())
         pair = torch.cat([before(image, picture, picture.rgba[..., 3:])[0], image.rgb[0].clamp(0, 1)], 1)
     return pair.cpu(), psnr(image, picture)
 

@@ -58,7 +58,7 @@ def painted(mesh: Mesh, scene: Scene, tau: int, view: Views, albedo: Tensor) -> 
 @torch.no_grad()
 def _plain(scene: Scene, views: Views, tau: int) -> tuple[Tensor, Tensor]:
     """Colours [1, H, W, 3] of what is seen without the background that shines through, and its opacity [1, H, W, 1]."""
-    image = scene.render(views, tau, normals=False)
+    image = scene.render(views, tau, needs=())
     share = image.opacity.clamp(min=0.1)
     rgb = ((image.rgb - (1 - image.opacity) * image.behind) / share).clamp(0, 1)
     return rgb.cpu(), image.opacity.cpu()

@@ -90,7 +90,7 @@ class Samples:
     positions: Float[Tensor, "S 3"]
     directions: Float[Tensor, "S 3"]  # unit
     normals: Float[Tensor, "S 3"] | None  # unit, where computed
-    slope: Float[Tensor, "S 3"] | None = None  # gradient of a signed distance, where normals are computed
+    slope: Float[Tensor, "E 3"] | None = None  # gradient of a signed distance at some of them, where computed
     nearby: Callable[[float], Tensor] | None = None  # normals [S, 3] at points displaced by so much (standard deviation)
 
 

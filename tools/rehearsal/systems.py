@@ -53,7 +53,7 @@ def bare(unit: ComputationUnit, theta: Theta, tau: int) -> dict[str, Callable[[]
     t, text = torch.full((R * B,), 500, device=device), torch.cat(rows).to(prior.dtype)
 
     def picture() -> torch.Tensor:
-        return scene.render(views, tau, rng, normals=term.reads_normals(weights)).rgb.permute(0, 3, 1, 2)
+        return scene.render(views, tau, rng, needs=term.needs(weights)).rgb.permute(0, 3, 1, 2)
 
     def latents(pixels: torch.Tensor) -> torch.Tensor:
         pixels = F.interpolate(pixels, (side, side), mode="bilinear") * 2 - 1

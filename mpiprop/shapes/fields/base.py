@@ -47,7 +47,7 @@ class Field(Shape):
 
     def features(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
         """Returns features at points."""
-        return self.probe(x, normals=False)[1](slice(None)).features
+        return self.evaluate(x, normals=False).features
 
     def probe(self, x: Float[Tensor, "N 3"], normals: bool, along: RaySteps | None = None
               ) -> tuple[Float[Tensor, " N"], Callable[[Tensor | slice], Values]]:
@@ -61,6 +61,10 @@ class Field(Shape):
         with torch.no_grad():
             density = self.density(x)
         return density, lambda which: Values(self.density(x[which]), self.features(x[which]), None)
+
+    def evaluate(self, x: Float[Tensor, "N 3"], normals: bool) -> Values:
+        """Returns the field at points, as the second part of `probe`; to be written where it can do without the first."""
+        return self.probe(x, normals)[1](slice(None))
 
     def solid(self, x: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
         """Returns values at points that exceed the iso level inside the surface."""

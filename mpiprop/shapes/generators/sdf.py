@@ -44,16 +44,16 @@ class GeneratedSDF(DistanceField):
               ) -> tuple[Float[Tensor, " N"], Callable[[Tensor | slice], Values]]:
         with torch.no_grad():
             density = self.density(x)
+        return density, lambda which: self.evaluate(x[which], normals)
 
-        def values(which: Tensor | slice) -> Values:
-            raw = self.raw(some := x[which])
-            distance, features = raw[0] + self._ball(some), raw[1:].T
-            if not normals:
-                return Values(self._dense(distance), features, None)
-            slope = self._slope(some, distance)
-            unit = slope * slope.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
-            return Values(self._dense(distance), features, unit, slope)
-        return density, values
+    def evaluate(self, x: Float[Tensor, "N 3"], normals: bool) -> Values:
+        raw = self.raw(x)
+        distance, features = raw[0] + self._ball(x), raw[1:].T
+        if not normals:
+            return Values(self._dense(distance), features, None)
+        slope = self._slope(x, distance)
+        unit = slope * slope.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
+        return Values(self._dense(distance), features, unit, slope)
 
     def _slope(self, x: Tensor, distance: Tensor) -> Tensor:
         """The gradient [N, 3] by forward differences, the neighbours clamped to the box."""
