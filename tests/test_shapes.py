@@ -292,7 +292,8 @@ def shade(material, tau, rng, n=6):
 def test_shading_follows_its_schedule_in_the_published_proportions():
     material = Diffuse(ambient_only_steps=2001)
     assert material.shading(2000, Streams(0, 2000)) == "albedo" and material.shading(2000, None) == "albedo"
-    assert material.shading(2001, None) == "diffuse"
+    assert material.shading(2001, None) == "albedo" and material.shading(2002, None) == "diffuse"  # as the last step could be
+    assert Diffuse(ambient_only_steps=0).shading(0, None) == "diffuse"
     seen = [material.shading(tau, Streams(0, tau)) for tau in range(3000, 7000)]
     for name, share in (("albedo", 0.25), ("textureless", 0.375), ("diffuse", 0.375)):
         assert seen.count(name) / 4000 == pytest.approx(share, abs=0.025)

@@ -92,8 +92,8 @@ class Diffuse(NoMaterial):
         self.diffuse_prob, self.textureless_prob = diffuse_prob, textureless_prob
 
     def shading(self, tau: int, rng: Streams | None) -> Literal["albedo", "textureless", "diffuse"]:
-        """How the batch of step tau is shown; rng None: evaluation."""
-        if tau < self.ambient_only_steps:
+        """How the batch of step tau is shown; rng None: evaluation, lit as the step before it could have been."""
+        if (max(tau - 1, 0) if rng is None else tau) < self.ambient_only_steps:
             return "albedo"
         if rng is None:
             return "diffuse"
