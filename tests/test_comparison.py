@@ -11,7 +11,7 @@ import pytest
 
 from mpiprop.config import loader
 from mpiprop.core.errors import UserError
-from tools.compare_objectives import Comparison, Place, prepare, table
+from tools.compare_objectives import TABLES, Comparison, Place, prepare, table
 
 ROOT = Path(__file__).parent.parent
 TOY = """
@@ -58,9 +58,20 @@ def test_the_table_has_means_over_all_and_deviations_of_the_seeds(tmp_path: Path
         folder = Place(tmp_path, "balls", "CSD", prompt, seed).folder()
         folder.mkdir(parents=True)
         (folder / "figures.json").write_text(json.dumps({"iou": iou}))
-    title, _, *rows = (line.split(" | ") for line in table(comparison, tmp_path, "balls").splitlines())
+    title, _, *rows = (line.split(" | ") for line in table(comparison, tmp_path, "balls", TABLES[0]).splitlines())
     assert rows[1][title.index("IoU")] == "0.400 ± 0.141" and rows[0][title.index("IoU")] == "-"  # (0.5 - 0.3) / sqrt(2)
     assert [row[-1] for row in rows] == ["0 |", "4 |", "0 |"]
+
+
+def test_the_table_has_differences_from_the_first_row_over_pairs_and_their_standard_error(tmp_path: Path) -> None:
+    comparison = Comparison.read(written(tmp_path, TOY.replace("[0]", "[3, 4, 5]")))
+    for row, values in (("SDS", (0.2, 0.4, 0.9)), ("CSD", (0.1, 0.2))):
+        for seed, iou in zip(comparison.seeds, values):
+            (folder := Place(tmp_path, "balls", row, "a red ball", seed).folder()).mkdir(parents=True)
+            (folder / "figures.json").write_text(json.dumps({"iou": iou}))
+    title, _, *rows = (line.split(" | ") for line in table(comparison, tmp_path, "balls", TABLES[0]).splitlines())
+    cells = [row[title.index("IoU - first row's")] for row in rows]
+    assert cells == ["+0.000 ± 0.000", "-0.150 ± 0.050", "-"]  # -0.1 and -0.2: their deviation 0.0707, over the root of 2
 
 
 def test_killed_after_a_run_it_goes_on_and_makes_the_rest(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ kill it and start it again. --report makes the tables of what is done.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,10 @@ from tools import comparing  # noqa: E402
 from tools.comparing import QUALITY, Figures, cell, cost, kept, run  # noqa: E402
 from tools.gallery import LEAN, choose, views_of  # noqa: E402
 
-COLUMNS = {"r_precision": ("R-Precision", "{:.2f}"), **QUALITY,
-           "latent": ("variance, latent", "{:.3g}"), "theta": ("variance, theta", "{:.3g}"), "noise": ("its share", "{:.2f}"),
-           "seconds": ("s a step", "{:.3f}"), "predictions": ("predictions", "{:.1f}"), "speed": ("T/K", "{:.2f}")}
+TABLES = ({"r_precision": ("R-Precision", "{:.2f}"), **QUALITY},
+          {"latent": ("variance, latent", "{:.0f}"), "theta": ("variance, theta", "{:.0f}"), "noise": ("its share", "{:.2f}"),
+           "seconds": ("s a step", "{:.3f}"), "predictions": ("predictions", "{:.1f}"), "speed": ("T/K", "{:.2f}")})  # columns
+PAIRED = ("iou", "psnr_db")  # measures that are also shown as differences from the first row's
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,30 @@ def quality(weight: float, folder: Path) -> Figures:
         "theta": variance, "noise": variance and variance / float(theta[0, 2] / theta[0, 0])}
 
 
-def table(comparison: Comparison, out: Path, scene: str) -> str:
-    """The rows of one scene in Markdown: means over prompts and seeds, and the deviation of the seeds' means."""
-    lines = ["| objective | " + " | ".join(title for title, _ in COLUMNS.values()) + " | runs |",
-             "|---" * (len(COLUMNS) + 2) + "|"]
+def table(comparison: Comparison, out: Path, scene: str, columns: Mapping[str, tuple[str, str]]) -> str:
+    """The rows of one scene in Markdown: means over prompts and seeds, and the deviation of the seeds' means; differences
+    from the first row over pairs of the same prompt and seed, and their standard error."""
+    paired = [name for name in PAIRED if name in columns]
+    titles = [title for title, _ in columns.values()] + [f"{columns[name][0]} - first row's" for name in paired]
+    lines = ["| objective | " + " | ".join(titles) + " | runs |", "|---" * (len(titles) + 2) + "|"]
     for row in comparison.objectives:
         found = {seed: [figures for prompt in comparison.asked if (figures := Place(out, scene, row, prompt, seed).figures())]
                  for seed in comparison.seeds}
         cells = [cell([[figures[name] for figures in of_seed if name in figures] for of_seed in found.values()], form)
-                 for name, (_, form) in COLUMNS.items()]
+                 for name, (_, form) in columns.items()]
+        cells += [difference(comparison, out, scene, row, name, columns[name][1]) for name in paired]
         lines.append(f"| {row} | " + " | ".join(cells) + f" | {sum(map(len, found.values()))} |")
     return "\n".join(lines)
+
+
+def difference(comparison: Comparison, out: Path, scene: str, row: str, name: str, form: str) -> str:
+    """The cell that tells how much more of a measure a row has than the first one."""
+    pairs = [[Place(out, scene, each, prompt, seed).figures().get(name) for each in (row, next(iter(comparison.objectives)))]
+             for prompt in comparison.asked for seed in comparison.seeds]
+    more = [own - first for own, first in pairs if own is not None and first is not None]
+    if len(more) < 2:
+        return "-"
+    return f"{'-' if fmean(more) < 0 else '+'}{form.format(abs(fmean(more)))} ± {form.format(stdev(more) / len(more) ** 0.5)}"
 
 
 def plot(comparison: Comparison, out: Path, scene: str) -> Path:
@@ -209,7 +223,8 @@ def sheet(comparison: Comparison, out: Path, scene: str) -> Path | None:
 
 def report(comparison: Comparison, out: Path) -> None:
     """Prints the tables and writes them to out/tables.md, with a plot and a contact sheet for each scene."""
-    text = "\n\n".join(f"{scene}\n\n{table(comparison, out, scene)}" for scene in comparison.scenes)
+    text = "\n\n".join(part for scene in comparison.scenes
+                       for part in (scene, *(table(comparison, out, scene, columns) for columns in TABLES)))
     (out / "tables.md").write_text(text + "\n")
     print(f"\n{text}\n\n{out / 'tables.md'}")
     for scene in comparison.scenes:
