@@ -84,8 +84,9 @@ def test_killed_after_a_run_it_goes_on_and_makes_the_rest(tmp_path: Path) -> Non
     made = first.stat().st_mtime_ns
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ") for line in (tmp_path / "out" / "tables.md").read_text().splitlines() if line.startswith("| ")]
-    assert first.stat().st_mtime_ns == made and [row[-1] for row in rows[1:]] == ["1 |"] * 3
-    predictions = [row[rows[0].index("predictions")] for row in rows[1:]]
-    assert predictions == ["2.0", "2.0", "2.0"] and all(float(row[rows[0].index("T/K")]) >= 1 for row in rows[1:])
+    quality, cost = (tmp_path / "out" / "tables.md").read_text().split("\n\n")[1:]
+    (title, _, *rows), (_, _, *measured) = ([line.split(" | ") for line in part.splitlines()] for part in (cost, quality))
+    assert first.stat().st_mtime_ns == made and [row[-1] for row in (*measured, *rows)] == ["1 |"] * 6
+    predictions = [row[title.index("predictions")] for row in rows]
+    assert predictions == ["2.0", "2.0", "2.0"] and all(float(row[title.index("T/K")]) >= 1 for row in rows)
     assert (tmp_path / "out" / "balls.png").exists() and (tmp_path / "out" / "balls-sheet.png").exists()
