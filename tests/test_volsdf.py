@@ -168,3 +168,14 @@ def test_slopes_that_a_penalty_alone_reads_are_of_some_samples() -> None:
     assert torch.equal(third.samples.slope, every.samples.slope[::3]) and torch.equal(third.rgb, every.rgb)
     assert torch.equal(shaded.samples.slope, every.samples.slope) and shaded.normal is not None
     assert plain.samples.slope is None and plain.samples.normals is None
+
+
+def test_slopes_of_all_samples_take_no_second_evaluation_of_the_samples() -> None:
+    evaluated: list[int] = []
+
+    def raw(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # what finds the samples is not differentiated
+            evaluated.append(len(x))
+        return torch.cat([0.1 * torch.sin(3 * x[:, :1]).T, x.T])
+    image = VolSDF(proposal=16, importance=8)(GeneratedSDF(raw, radius=1.0, sphere=0.5), shade, white, views(), RNG, ("slope",))
+    assert sum(evaluated) == 4 * len(image.samples.ray)  # each, and its three neighbours

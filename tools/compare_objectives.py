@@ -11,7 +11,7 @@ kill it and start it again. --report makes the tables of what is done.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,27 +159,27 @@ def quality(weight: float, folder: Path) -> Figures:
 def table(comparison: Comparison, out: Path, scene: str, columns: Mapping[str, tuple[str, str]]) -> str:
     """The rows of one scene in Markdown: means over prompts and seeds, and the deviation of the seeds' means; differences
     from the first row over pairs of the same prompt and seed, and their standard error."""
-    paired = [name for name in PAIRED if name in columns]
+    pairs = [(prompt, seed) for prompt in comparison.asked for seed in comparison.seeds]
+    found = {row: {pair: Place(out, scene, row, *pair).figures() for pair in pairs} for row in comparison.objectives}
+    first, paired = next(iter(found.values())), [name for name in PAIRED if name in columns]
     titles = [title for title, _ in columns.values()] + [f"{columns[name][0]} - first row's" for name in paired]
     lines = ["| objective | " + " | ".join(titles) + " | runs |", "|---" * (len(titles) + 2) + "|"]
-    for row in comparison.objectives:
-        found = {seed: [figures for prompt in comparison.asked if (figures := Place(out, scene, row, prompt, seed).figures())]
-                 for seed in comparison.seeds}
-        cells = [cell([[figures[name] for figures in of_seed if name in figures] for of_seed in found.values()], form)
-                 for name, (_, form) in columns.items()]
-        cells += [difference(comparison, out, scene, row, name, columns[name][1]) for name in paired]
-        lines.append(f"| {row} | " + " | ".join(cells) + f" | {sum(map(len, found.values()))} |")
+    for row, made in found.items():
+        cells = [cell([[figures[name] for (_, own), figures in made.items() if own == seed and name in figures]
+                       for seed in comparison.seeds], form) for name, (_, form) in columns.items()]
+        for name in paired:
+            both = [pair for pair in pairs if name in made[pair] and name in first[pair]]
+            cells.append(difference([made[pair][name] - first[pair][name] for pair in both], columns[name][1]))
+        lines.append(f"| {row} | " + " | ".join(cells) + f" | {sum(map(bool, made.values()))} |")
     return "\n".join(lines)
 
 
-def difference(comparison: Comparison, out: Path, scene: str, row: str, name: str, form: str) -> str:
-    """The cell that tells how much more of a measure a row has than the first one."""
-    pairs = [[Place(out, scene, each, prompt, seed).figures().get(name) for each in (row, next(iter(comparison.objectives)))]
-             for prompt in comparison.asked for seed in comparison.seeds]
-    more = [own - first for own, first in pairs if own is not None and first is not None]
-    if len(more) < 2:
+def difference(values: Sequence[float], form: str) -> str:
+    """The mean of differences with its sign, and its standard error."""
+    if len(values) < 2:
         return "-"
-    return f"{'-' if fmean(more) < 0 else '+'}{form.format(abs(fmean(more)))} ± {form.format(stdev(more) / len(more) ** 0.5)}"
+    mean = fmean(values)
+    return f"{'-' if mean < 0 else '+'}{form.format(abs(mean))} ± {form.format(stdev(values) / len(values) ** 0.5)}"
 
 
 def plot(comparison: Comparison, out: Path, scene: str) -> Path:

@@ -32,7 +32,7 @@ class VolSDF(Renderer):
     proposal: even intervals along a ray
     importance: further edges, where the even intervals have weight
     chunk: rays at a time in evaluation renders (bounds their memory)
-    slopes: samples to each one at which the penalty `eikonal` looks, unless the normals of all are needed
+    slopes: the penalty `eikonal` looks at one of so many samples; at all of them where normals are needed anyway
     """
 
     draws, makes = Field, frozenset({"samples"})
@@ -80,16 +80,17 @@ class VolSDF(Renderer):
         """Colour, opacity, depth and (where wanted) normal summed along each ray [R, 5 or 8], and the samples."""
         edges = self._edges(field, origins, directions, limits, jitter)
         ray, t, positions, inside = _midpoints(origins, directions, edges, field.radius)
-        at = field.evaluate(positions, "normals" in needs)
+        at = field.evaluate(positions, "normals" in needs or ("slope" in needs and self.slopes == 1))
+        normals = at.normals if "normals" in needs else None
         weights = _weights(_spread(at.density, inside, edges), edges).flatten()[inside]
-        colour = shade(at.features, positions, at.normals, light[ray])
-        parts = [colour, torch.ones_like(t)[:, None], t[:, None]] + ([] if at.normals is None else [at.normals])
+        colour = shade(at.features, positions, normals, light[ray])
+        parts = [colour, torch.ones_like(t)[:, None], t[:, None]] + ([] if normals is None else [normals])
         summed = colour.new_zeros(len(origins), sum(part.shape[1] for part in parts))
         summed = summed.index_add(0, ray, torch.cat(parts, -1) * weights[:, None])
         slope = at.slope
         if slope is None and "slope" in needs:
             slope = field.evaluate(positions[::self.slopes], True).slope
-        return summed, Samples(ray, t, weights, positions, directions[ray], at.normals, slope)
+        return summed, Samples(ray, t, weights, positions, directions[ray], normals, slope)
 
     @torch.no_grad()
     def _edges(self, field: Field, origins: Tensor, directions: Tensor, limits: Tensor, jitter: Tensor) -> Tensor:
