@@ -332,3 +332,26 @@ def test_mistakes_are_one_line(run: Path, words: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
         dispatch(["evaluate", str(run), *words])
     assert "\n" not in str(caught.value)
+
+
+def test_objects_of_a_generator_are_judged_by_their_views(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The shipped one; each view of a strip counts alone."""
+    prompts = ["a red duck", "a golden castle"]
+    assert dispatch(["generate", "builtin", *prompts, "--format", "ply", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert dispatch(["evaluate", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    judge = Judge("builtin")
+    texts = judge.texts(found["prompts"])
+    for told, prompt in zip(found["objects"], sorted(prompts), strict=True):
+        strip = Image.open(tmp_path / f"{prompt.replace(' ', '-')}.views.png")
+        views = [np.asarray(strip.crop((x, 0, x + 96, 96))) for x in range(0, 384, 96)]
+        nearest = [found["prompts"][i] for i in (judge.features(views) @ texts.T).argmax(1)]
+        assert told["prompt"] == prompt and told["r_precision"] == nearest.count(prompt) / 4 >= 0.75
+        assert told["configuration"] == "demo/hyper-ingp"
+    for words in (["--truth"], ["--protocol", "dreampropeller"]):
+        with pytest.raises(UserError, match=f"leave out {words[0]}"):
+            dispatch(["evaluate", str(tmp_path), *words])
+    (tmp_path / "a-red-duck.json").unlink()
+    with pytest.raises(UserError, match="a-red-duck.json: does not say"):
+        dispatch(["evaluate", str(tmp_path)])

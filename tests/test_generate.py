@@ -104,7 +104,7 @@ def test_what_another_state_or_other_keys_have_made_is_made_anew(trained: Path, 
     other = contents(tmp_path / "made")
     assert first["a-red-ball.glb"] != other["a-red-ball.glb"]
     record = tmp_path / "made/a-red-ball.json"
-    record.write_text(json.dumps(json.loads(first["a-red-ball.json"]) | {"step": 3}))
+    record.write_text(json.dumps(json.loads(first["a-red-ball.json"]) | {"generator": "another"}))
     generate(*words)
     assert contents(tmp_path / "made") == first and "already" not in capsys.readouterr().out
 
@@ -197,7 +197,6 @@ MISTAKES = {
     "unknown word": (["BUILTIN", "a red chair", "a red corgi"], "'a red corgi': names nothing that the builtin"),
     "no run": (["nowhere", "a red ball"], "nowhere: not a run folder"),
     "no generator": (["TOY", "a red ball"], "its shape is a HashGrid, which makes one object"),
-    "no built-in one": (["builtin", "a red ball"], "builtin: this version comes without a generator"),
     "not begun": (["EARLY", "a red ball"], "has no checkpoint (window.h5) yet"),
     "format": (["RUN", "a red ball", "--format", "glb,stl"], "'stl' is none of glb, obj, ply, gif, mp4"),
     "between one": (["RUN", "a red ball", "--interpolate"], "--interpolate: needs two prompts"),

@@ -45,7 +45,7 @@ from tools.corpus import photograph  # noqa: E402
 
 METHODS = {"window 7": ["window.size=7"], "sequential": ["window.size=1"]}
 AZIMUTH = 30  # of pictures to start from, degrees
-SHOWN = (1, 4, 8)  # of twelve views all around
+SHOWN = (0, 3, 6, 9)  # of twelve views all around: front, sides and back
 LEAN = ["preview={every_s: 1.0e9, size: 96}",  # at stages' ends alone
         "turntable.frames=2", "mesh.resolution=48", "mesh.texture=0"]
 

@@ -96,7 +96,8 @@ def generate(args: Namespace) -> int:
 def evaluate(args: Namespace) -> int:
     """Print CLIP measures of runs, as a table or JSON."""
     for folder in args.runs:
-        folders.configured(folder)
+        if not folders.objects(folder):
+            folders.configured(folder)
     from mpiprop.cli import evaluation
 
     summary = evaluation.evaluate(args)

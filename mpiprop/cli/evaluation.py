@@ -4,12 +4,14 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
 from functools import reduce
+from itertools import chain
 from operator import add
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mpiprop.cli.generation import generated
 from mpiprop.run import outputs, folders
 from mpiprop.config.prompts import read_prompts
 from mpiprop.config.schema import Run, StageConfig
@@ -37,14 +39,17 @@ def evaluate(args: Namespace) -> Summary:
     Raises UserError for runs without prompt or pictures, for a judge that cannot be had, and for arguments that do not fit.
     """
     protocol = _protocol(args)
-    runs = [(folder, _prompted(folder, protocol)) for folder in args.runs]
+    made = {folder: found for folder in args.runs if (found := generated(folder))}
+    if made and (protocol or args.truth):
+        raise UserError(f"{next(iter(made))}: holds objects of `generate`, which are judged by their .views.png; leave out "
+                        f"{'--protocol' if protocol else '--truth'}")
+    runs = [(folder, _prompted(folder, protocol)) for folder in args.runs if folder not in made]
     solids = [_true(folder, run) for folder, run in runs] if args.truth else []
     prompts = read_prompts(str(args.prompts)) if args.prompts else None
     device = World().device(args.device)
     judge = _judge(args.clip, protocol, device)
     if prompts is None:
         prompts = read_prompts("builtin") if judge.builtin else []
-    prompts = list(dict.fromkeys([*prompts, *(run.prompt for _, run in runs)]))
     reference = moments(args.reference, judge, _say) if args.reference else None
 
     subjects, objects, compared = [], [], []
@@ -55,6 +60,11 @@ def evaluate(args: Namespace) -> Summary:
         objects.append((run.prompt, features))
         if found is not None:
             compared.append(found)
+    for subject, prompt, views in chain(*made.values()):
+        subjects.append(subject)
+        objects.append((prompt, features := judge.features(views)))
+        compared.append(Moments.of(features))
+    prompts = list(dict.fromkeys([*prompts, *(prompt for prompt, _ in objects)]))
     truths = tuple(_against(folder, run, true, device) for (folder, run), true in zip(runs, solids))
     return Summary(
         protocol=args.protocol, settings=protocol, judge=judge.name, fingerprint=judge.fingerprint(), device=str(device),

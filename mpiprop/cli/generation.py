@@ -13,7 +13,9 @@ from hashlib import sha256
 from math import ceil, cos, pi, sqrt
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from mpiprop.config.prompts import read_prompts
@@ -24,9 +26,11 @@ from mpiprop.io.mesh import Mesh, extract, real_size
 from mpiprop.io.pictures import film, has_ffmpeg, png
 from mpiprop.io.sheet import TEXT, contact_sheet
 from mpiprop.metrics.pictures import read
+from mpiprop.metrics.summary import Subject
 from mpiprop.objective.scene import Scene
 from mpiprop.render.mesh import Mesh as MeshRenderer
 from mpiprop.render.raster import clip
+from mpiprop.run import folders
 from mpiprop.run.folders import slug
 from mpiprop.run.generator import Maker, Trained
 from mpiprop.run.outputs import FARTHER
@@ -100,6 +104,21 @@ def name_of(prompt: str) -> str:
     return name if name.replace("-", " ") == prompt else f"{name}-{sha256(prompt.encode()).hexdigest()[:8]}"
 
 
+def generated(folder: Path) -> list[tuple[Subject, str, list[ndarray]]]:
+    """The objects that `generate` has made in a folder: what they are, their prompts, and their views [H, W, 3]."""
+    found = []
+    for path in folders.objects(folder):
+        record, strip = path.with_name(path.name.removesuffix(folders.VIEWS) + ".json"), read(path)
+        try:
+            told = json.loads(record.read_text())
+            ((prompt,), by) = told["prompts"], told["trained"]
+            subject = Subject(str(path), **by, finished=True)  # `generate` told of a generator that was not
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{record}: does not say what {path.name} was made of; generate it anew") from None
+        found.append((subject, prompt, np.split(strip, strip.shape[1] // strip.shape[0], 1)))
+    return found
+
+
 class Found(Surface):
     """The surface that was found of a field, with the field's own features."""
 
@@ -122,9 +141,16 @@ class Workshop:
         self.run, self.maker, self.folder = trained.run, maker, folder
         self.meshes = [form for form in formats if form in MESHES]
         self.films = [form for form in formats if form in FILMS]
-        self.made_of = {"generator": trained.digest, "step": trained.step, "mesh": asdict(self.run.mesh),
+        self.made_of = {"generator": trained.digest, "trained": self.trained_by(trained), "mesh": asdict(self.run.mesh),
                         "turntable": asdict(self.run.turntable),
                         "views": [self.run.preview.views, self.run.preview.size]}
+
+    @staticmethod
+    def trained_by(trained: Trained) -> dict[str, object]:
+        """What `evaluate` says of a run, except where it is and whether it is finished."""
+        run, stage = trained.run, trained.stage
+        return {"configuration": run.name, "seed": run.seed, "window": stage.window.size, "stage": stage.name,
+                "step": trained.step, "steps": stage.steps}
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks whose files are not all there, whole and made as they would be now. Makes the folder."""

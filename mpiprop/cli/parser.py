@@ -156,7 +156,7 @@ def parsers() -> dict[str, Parser]:
                        "paper measures.",
                        "mpiprop evaluate runs/demo-*                                  by the built-in judge",
                        "mpiprop evaluate runs/dreamfusion-* --protocol dreampropeller --prompts prompts.txt --reference photos")
-    evaluate.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder")
+    evaluate.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folder, or one that `generate` has filled")
     evaluate.add_argument("--protocol", choices=PROTOCOLS, help="render the views of this paper from the newest checkpoint and "
                           "judge them as it does (default: the pictures in views/)")
     evaluate.add_argument("--prompts", type=path, metavar="FILE", help="prompts to retrieve from, one a line or JSON "

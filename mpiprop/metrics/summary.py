@@ -22,21 +22,21 @@ NUMBERS = ("seed", "similarity", "R-Precision", *TRUE_COLUMNS)  # set to the rig
 class Subject:
     """What tells one run from another, and how far it has come."""
 
-    run: str  # folder
+    run: str  # folder, or file of views
     configuration: str
     seed: int
     window: int
     stage: str  # that its pictures show
     step: int  # of that stage, as many as are done
     steps: int
-    finished: bool  # the whole run
+    finished: bool  # the whole run, or the object
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """The measures of several runs and how they came about."""
 
-    protocol: str | None  # None: the pictures in views/ as they are
+    protocol: str | None  # None: the pictures in views/ or .views.png as they are
     settings: Protocol | None
     judge: str
     fingerprint: str  # of the judge
@@ -79,7 +79,7 @@ class Summary:
 
     def _origin(self) -> Iterator[str]:
         settings, result = self.settings, self.result
-        how = "from views/" if settings is None else (f"rendered as in {self.protocol}: {settings.views} azimuths at elevation "
+        how = "from files" if settings is None else (f"rendered as in {self.protocol}: {settings.views} azimuths at elevation "
                                                       f"{settings.elevation_deg:g} degrees, {settings.size} x {settings.size}")
         yield (f"{result.images} pictures {how}; {len(result.prompts)} prompts to choose from; judge {self.judge} on "
                f"{self.device}")

@@ -13,6 +13,7 @@ from mpiprop.config.conversion import plain
 from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
 
+VIEWS = ".views.png"  # ends the name of an object's views side by side, which `generate` makes
 GENERATOR = "generator.safetensors"  # the numbers of an exported generator
 BUILTIN = PACKAGE / "weights" / "generator"
 
@@ -37,15 +38,14 @@ def choose(name: str, run: Run, out: Path | None, resume: bool, root: Path = Pat
     return root / next(name for i in range(1, 10**6) if (name := stem if i == 1 else f"{stem}.{i}") not in taken)
 
 
+def objects(folder: Path) -> list[Path]:
+    """The views of the objects that `generate` has made in a folder; none in that of a run."""
+    return sorted(folder.glob(f"*{VIEWS}"))
+
+
 def place(source: str) -> Path:
-    """The folder that `source` names: that of a run or of an exported generator, or for "builtin" that of the built-in
-    one. Raises UserError where this version has none."""
-    if source != "builtin":
-        return Path(source)
-    if not (BUILTIN / GENERATOR).is_file():
-        raise UserError("builtin: this version comes without a generator (mpiprop/weights/generator); give the folder of "
-                        "a run whose shape is one, such as HyperINGP")
-    return BUILTIN
+    """The folder that `source` names: that of a run or of an exported generator, or for "builtin" that of the built-in one."""
+    return BUILTIN if source == "builtin" else Path(source)
 
 
 def configured(folder: Path, overrides: Sequence[str] = ()) -> Run:
