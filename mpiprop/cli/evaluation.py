@@ -39,7 +39,7 @@ def evaluate(args: Namespace) -> Summary:
     Raises UserError for runs without prompt or pictures, for a judge that cannot be had, and for arguments that do not fit.
     """
     protocol = _protocol(args)
-    made = {folder: found for folder in args.runs if (found := generated(folder))}
+    made = {folder: some for folder in args.runs if (some := generated(folder))}
     if made and (protocol or args.truth):
         raise UserError(f"{next(iter(made))}: holds objects of `generate`, which are judged by their .views.png; leave out "
                         f"{'--protocol' if protocol else '--truth'}")

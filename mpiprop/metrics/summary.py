@@ -79,8 +79,9 @@ class Summary:
 
     def _origin(self) -> Iterator[str]:
         settings, result = self.settings, self.result
-        how = "from files" if settings is None else (f"rendered as in {self.protocol}: {settings.views} azimuths at elevation "
-                                                      f"{settings.elevation_deg:g} degrees, {settings.size} x {settings.size}")
+        how = "from files" if settings is None else (
+            f"rendered as in {self.protocol}: {settings.views} azimuths at elevation {settings.elevation_deg:g} degrees, "
+            f"{settings.size} x {settings.size}")
         yield (f"{result.images} pictures {how}; {len(result.prompts)} prompts to choose from; judge {self.judge} on "
                f"{self.device}")
         if self.fid is not None:
