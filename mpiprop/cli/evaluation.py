@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpiprop.cli.generation import generated
+from mpiprop.cli.generation import generated, still_views
 from mpiprop.run import outputs, folders
 from mpiprop.config.prompts import read_prompts
 from mpiprop.config.schema import Run, StageConfig
@@ -25,7 +25,7 @@ from mpiprop.metrics.measures import Moments, frechet, measure
 from mpiprop.metrics.pictures import pixels, read
 from mpiprop.metrics.protocols import BY_NAME, Protocol
 from mpiprop.metrics.reference import moments
-from mpiprop.metrics.summary import Subject, Summary
+from mpiprop.metrics.summary import Subject, Summary, origin
 from mpiprop.metrics.truth import Alignment, Likeness, likeness, pictures, psnr_and_ssim
 from mpiprop.transport.world import World
 
@@ -41,8 +41,8 @@ def evaluate(args: Namespace) -> Summary:
     protocol = _protocol(args)
     made = {folder: some for folder in args.runs if (some := generated(folder))}
     if made and (protocol or args.truth):
-        raise UserError(f"{next(iter(made))}: holds objects of `generate`, which are judged by their .views.png; leave out "
-                        f"{'--protocol' if protocol else '--truth'}")
+        raise UserError(f"{next(iter(made))}: holds objects of `generate`, which are judged by their .{folders.VIEWS}; leave "
+                        f"out {'--protocol' if protocol else '--truth'}")
     runs = [(folder, _prompted(folder, protocol)) for folder in args.runs if folder not in made]
     solids = [_true(folder, run) for folder, run in runs] if args.truth else []
     prompts = read_prompts(str(args.prompts)) if args.prompts else None
@@ -60,9 +60,9 @@ def evaluate(args: Namespace) -> Summary:
         objects.append((run.prompt, features))
         if found is not None:
             compared.append(found)
-    for subject, prompt, views in chain(*made.values()):
+    for subject, prompt in chain(*made.values()):
         subjects.append(subject)
-        objects.append((prompt, features := judge.features(views)))
+        objects.append((prompt, features := judge.features(still_views(Path(subject.run)))))
         compared.append(Moments.of(features))
     prompts = list(dict.fromkeys([*prompts, *(prompt for prompt, _ in objects)]))
     truths = tuple(_against(folder, run, true, device) for (folder, run), true in zip(runs, solids))
@@ -159,8 +159,7 @@ def _against(folder: Path, run: Run, true: Truth, device: torch.device) -> Liken
 
 
 def _subject(folder: Path, run: Run, stage: StageConfig, step: int) -> Subject:
-    return Subject(str(folder), run.name, run.seed, stage.window.size, stage.name, step, stage.steps,
-                   (folder / "done").exists())
+    return Subject(str(folder), **origin(run, stage, step), finished=(folder / "done").exists())
 
 
 def _text(path: Path | None) -> str | None:

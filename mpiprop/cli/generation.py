@@ -26,12 +26,11 @@ from mpiprop.io.mesh import Mesh, extract, real_size
 from mpiprop.io.pictures import film, has_ffmpeg, png
 from mpiprop.io.sheet import TEXT, contact_sheet
 from mpiprop.metrics.pictures import read
-from mpiprop.metrics.summary import Subject
+from mpiprop.metrics.summary import Subject, origin
 from mpiprop.objective.scene import Scene
 from mpiprop.render.mesh import Mesh as MeshRenderer
 from mpiprop.render.raster import clip
 from mpiprop.run import folders
-from mpiprop.run.folders import slug
 from mpiprop.run.generator import Maker, Trained
 from mpiprop.run.outputs import FARTHER
 from mpiprop.shapes.fields.base import Field
@@ -100,22 +99,29 @@ def _prompts(args: Namespace) -> list[str]:
 def name_of(prompt: str) -> str:
     """The name of a prompt's files: its words with dashes between, and part of a checksum where other prompts have the
     same words."""
-    name = slug(prompt, LONGEST)
+    name = folders.slug(prompt, LONGEST)
     return name if name.replace("-", " ") == prompt else f"{name}-{sha256(prompt.encode()).hexdigest()[:8]}"
 
 
-def generated(folder: Path) -> list[tuple[Subject, str, list[ndarray]]]:
-    """The objects that `generate` has made in a folder: what they are, their prompts, and their views [H, W, 3]."""
+def still_views(path: Path) -> list[ndarray]:
+    """The views [H, H, 3] of an object, which its file has side by side."""
+    strip = read(path)
+    return np.split(strip, strip.shape[1] // strip.shape[0], 1)
+
+
+def generated(folder: Path) -> list[tuple[Subject, str]]:
+    """The objects that `generate` has made in a folder, whose `run` is the file of their views, and their prompts. Raises
+    UserError for one whose record is missing or was changed."""
     found = []
     for path in folders.objects(folder):
-        record, strip = path.with_name(path.name.removesuffix(folders.VIEWS) + ".json"), read(path)
+        record = path.with_name(path.name.removesuffix(folders.VIEWS) + "json")
         try:
             told = json.loads(record.read_text())
             ((prompt,), by) = told["prompts"], told["trained"]
             subject = Subject(str(path), **by, finished=True)  # `generate` told of a generator that was not
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{record}: does not say what {path.name} was made of; generate it anew") from None
-        found.append((subject, prompt, np.split(strip, strip.shape[1] // strip.shape[0], 1)))
+        found.append((subject, prompt))
     return found
 
 
@@ -141,16 +147,9 @@ class Workshop:
         self.run, self.maker, self.folder = trained.run, maker, folder
         self.meshes = [form for form in formats if form in MESHES]
         self.films = [form for form in formats if form in FILMS]
-        self.made_of = {"generator": trained.digest, "trained": self.trained_by(trained), "mesh": asdict(self.run.mesh),
-                        "turntable": asdict(self.run.turntable),
+        self.made_of = {"generator": trained.digest, "trained": origin(trained.run, trained.stage, trained.step),
+                        "mesh": asdict(self.run.mesh), "turntable": asdict(self.run.turntable),
                         "views": [self.run.preview.views, self.run.preview.size]}
-
-    @staticmethod
-    def trained_by(trained: Trained) -> dict[str, object]:
-        """What `evaluate` says of a run, except where it is and whether it is finished."""
-        run, stage = trained.run, trained.stage
-        return {"configuration": run.name, "seed": run.seed, "window": stage.window.size, "stage": stage.name,
-                "step": trained.step, "steps": stage.steps}
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks whose files are not all there, whole and made as they would be now. Makes the folder."""
@@ -160,7 +159,7 @@ class Workshop:
     def wanted(self, task: Task) -> list[str]:
         """The names of a task's files."""
         name = "--".join(map(name_of, task))
-        forms = self.films if len(task) > 1 else ["views.png", *self.meshes, *self.films]
+        forms = self.films if len(task) > 1 else [folders.VIEWS, *self.meshes, *self.films]
         return [f"{name}.{form}" for form in forms]
 
     def kept(self, task: Task) -> dict[str, int]:
@@ -173,6 +172,9 @@ class Workshop:
                     if (self.folder / name).stat().st_size == length}
         except (OSError, ValueError, KeyError, AttributeError):  # none, or one that was changed
             return {}
+
+    def views_of(self, prompt: str) -> Path:
+        return self.folder / f"{name_of(prompt)}.{folders.VIEWS}"
 
     def record(self, task: Task) -> Path:
         return self.folder / f"{'--'.join(map(name_of, task))}.json"
@@ -210,7 +212,7 @@ class Workshop:
         views = self.turntable(turn.frames, turn.size)
         factor = _farther(views, [mesh])
         strip = self.frames(shown, self.turntable(still.views, still.size).farther(factor))
-        png(torch.cat(list(strip), 1), self.folder / f"{name_of(prompt)}.views.png")
+        png(torch.cat(list(strip), 1), self.views_of(prompt))
         if self.films:
             frames = self.frames(shown, views.farther(factor))
             for form in self.films:
@@ -249,10 +251,9 @@ class Workshop:
 
     def sheet(self, prompts: Sequence[str]) -> None:
         """Writes the contact sheet: a row of views of each prompt's object."""
-        size, rows = self.run.preview.size, []
-        for prompt in prompts[:ON_SHEET]:
-            strip = torch.from_numpy(read(self.folder / f"{name_of(prompt)}.views.png")).float() / 255
-            rows.append((prompt, strip.split(size, 1)))
+        size = self.run.preview.size
+        rows = [(prompt, [torch.from_numpy(view).float() / 255 for view in still_views(self.views_of(prompt))])
+                for prompt in prompts[:ON_SHEET]]
         if rows:
             wide, high = len(rows[0][1]) * size, TEXT + size
             contact_sheet(rows, self.folder / SHEET, ceil(sqrt(len(rows) * high / wide)))

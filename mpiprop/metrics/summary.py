@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from statistics import fmean
+from typing import Any
 
 from mpiprop import __version__
+from mpiprop.config.schema import Run, StageConfig
 from mpiprop.priors.vocabulary import Vocabulary
 
 from mpiprop.metrics.measures import Result
@@ -30,6 +32,12 @@ class Subject:
     step: int  # of that stage, as many as are done
     steps: int
     finished: bool  # the whole run, or the object
+
+
+def origin(run: Run, stage: StageConfig, step: int) -> dict[str, Any]:
+    """What a Subject says of the run that its pictures come from, by its fields."""
+    return {"configuration": run.name, "seed": run.seed, "window": stage.window.size, "stage": stage.name, "step": step,
+            "steps": stage.steps}
 
 
 @dataclass(frozen=True, kw_only=True)

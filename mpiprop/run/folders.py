@@ -13,7 +13,7 @@ from mpiprop.config.conversion import plain
 from mpiprop.config.schema import Run
 from mpiprop.core.errors import UserError
 
-VIEWS = ".views.png"  # ends the name of an object's views side by side, which `generate` makes
+VIEWS = "views.png"  # ends the name of an object's views side by side, which `generate` makes
 GENERATOR = "generator.safetensors"  # the numbers of an exported generator
 BUILTIN = PACKAGE / "weights" / "generator"
 
@@ -40,7 +40,7 @@ def choose(name: str, run: Run, out: Path | None, resume: bool, root: Path = Pat
 
 def objects(folder: Path) -> list[Path]:
     """The views of the objects that `generate` has made in a folder; none in that of a run."""
-    return sorted(folder.glob(f"*{VIEWS}"))
+    return sorted(folder.glob(f"*.{VIEWS}"))
 
 
 def place(source: str) -> Path:
