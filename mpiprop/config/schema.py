@@ -138,7 +138,8 @@ class Run:
     image: str | None = key("picture to start from (file)", None)
     from_: str | None = key(
         "what the first stage begins with: the newest state of the run in this folder, or, where a generator was trained "
-        "there or exported to it, what that makes of the prompt; builtin: the generator that comes with the program", None)
+        "there or exported to it, what that makes of the prompt, or, to train it further, itself; builtin: the generator that "
+        "comes with the program", None)
     seed: int = key("same seed, same bits", 0, lo=0)
     device: Literal["auto", "cpu", "cuda"] = key("where to compute; auto: a GPU if there is one", "auto")
     threads: int = key("CPU threads of each rank", 1, lo=1, hi=1024)

@@ -85,8 +85,6 @@ class Drive:
             found = checkpoint.load(path, stage.device)
         if maker is not None:
             theta = stage.begin_with(maker, self.log.say)
-            self.log.say(f"stage {stage.name} begins with what the generator {self.run.from_} makes of "
-                         f"{self.run.prompt!r}")
         elif found is None:
             stage.scene.shape.begin()
             theta = stage.scene.theta()

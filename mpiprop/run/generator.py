@@ -118,10 +118,17 @@ class Maker:
                 name: tuple(numbers.shape) for name, numbers in trained.numbers.items()}:
             raise UserError(f"{stage.shape.path}: its numbers are laid out otherwise than the configuration says")
         flat = torch.cat([trained.numbers[entry.name].reshape(-1) for entry in layout.entries])
-        self.tau = stage.steps
-        self.scene.load(Theta(flat.to(self.device), layout), self.tau)
+        self.tau, self.step = stage.steps, trained.step
+        self.theta = Theta(flat.to(self.device), layout)
+        self.scene.load(self.theta, self.tau)
         self.views = build(stage.terms[0].views)
         self.guidance = next((term.guidance for term in stage.terms if takes(term.guidance, "prompts")), None)
+
+    def fits(self, scene: Scene) -> bool:
+        """Whether the shape of a scene has numbers of the same names and sizes."""
+        mine, theirs = ([(entry.name, entry.shape) for entry in layout.entries if entry.name.startswith("geometry.")]
+                        for layout in (self.scene.layout, scene.layout))
+        return mine == theirs
 
     @cached_property
     def prior(self) -> Prior:
@@ -153,9 +160,8 @@ class Maker:
 
 
 def beginning(run: Run, device: torch.device | str = "cpu") -> Maker | None:
-    """The generator that a run begins with. None where it begins otherwise: a generator whose run goes on with training
-    begins with the numbers of the other."""
-    if run.from_ is None or _generates(run.stages[0]):
+    """The generator that a run begins with. None where it begins otherwise."""
+    if run.from_ is None:
         return None
     folder = folders.place(run.from_)
     trained = (folder / "config.yaml").is_file() and any(map(_generates, folders.configured(folder).stages))

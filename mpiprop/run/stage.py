@@ -137,6 +137,10 @@ class Stage:
         """
         before, view = previous.scene.load(theta, previous.T), previous.views[0].turntable(1, (1, 1))
         transition.begin(self.scene, before, previous.T, view, say)
+        return self._inherited(theta)
+
+    def _inherited(self, theta: Theta) -> Theta:
+        """theta_0 with the material and the background of `theta` where they are laid out alike."""
         fresh = self.scene.theta()
         old = {entry.name: entry for entry in theta.layout.entries}
         for entry in fresh.layout.entries:
@@ -146,10 +150,15 @@ class Stage:
         return fresh
 
     def begin_with(self, maker: Maker, say: Callable[[str], None]) -> Theta:
-        """theta_0 where the stage begins with what a generator makes of the run's prompt. Raises UserError where this
-        stage's shape cannot."""
+        """theta_0 where the stage begins with a trained generator: it goes on training one, and begins otherwise with what that
+        makes of the run's prompt. Raises UserError where this stage's shape cannot."""
+        if isinstance(self.scene.shape, Generator):
+            self.scene.shape.begin_with(maker.scene.shape)
+            say(f"stage {self.name} begins with the generator {self.run.from_}, trained for {maker.step} steps")
+            return self._inherited(maker.theta)
         made = maker.object(maker.text(self.run.prompt))
         fitting.begin(self.scene, made, maker.tau, maker.views.turntable(1, (1, 1)), self.init.of("fit"), say)
+        say(f"stage {self.name} begins with what the generator {self.run.from_} makes of {self.run.prompt!r}")
         return self.scene.theta()
 
     def ends(self) -> list[int]:
