@@ -20,6 +20,7 @@ from mpiprop.core.errors import RunError, UserError
 from mpiprop.corpus.truth import truth
 from mpiprop.geometry.triangles import signed_distance
 from mpiprop.metrics.truth import likeness
+from mpiprop.run.generator import Trained
 
 PROMPTS = ["a red ball", "a blue ball"]
 MANY = [*PROMPTS, "a green ball", "a Red ball", "a white disc"]
@@ -236,3 +237,24 @@ def test_the_built_in_generator_knows_the_corpus(tmp_path: Path) -> None:
     assert dispatch(["run", "demo", *words, "--out", str(tmp_path / "run")]) == 0
     told = json.loads((tmp_path / "run/results.json").read_text())["judged"]
     assert told["nearest"] == prompt and told["named"] >= 9
+
+
+def test_a_generator_is_trained_further_from_a_run_or_from_an_exported_one(
+        trained: Path, tmp_path: Path, capsys) -> None:
+    """A step of length zero leaves the numbers as they were."""
+    assert dispatch(["export", str(trained), "--format", "generator", "--out", str(tmp_path / "small")]) == 0
+    config = tmp_path / "balls.yaml"
+    config.write_text(yaml.dump(configured(prompts=["a white disc"])))
+    words = ["stages.0.steps=1", "stages.0.optimiser={use: SGD, lr: 0.0}"]
+    for source in (trained, tmp_path / "small"):
+        out = tmp_path / f"further-{source.name}"
+        assert dispatch(["run", str(config), *words, f"from={source}", "--out", str(out)]) == 0
+        assert f"begins with the generator {source}, trained for 20 steps" in (out / "run.log").read_text()
+        before, after = Trained.read(str(source)).numbers, Trained.read(str(out)).numbers
+        assert before.keys() == after.keys() and any(name.startswith("background.") for name in before)
+        for name in before:
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+
+    capsys.readouterr()
+    assert dispatch(["run", str(config), f"from={tmp_path / 'small'}", "stages.0.shape.hidden=4", "--out", str(tmp_path / "no")]) == 2
+    assert "stages.0.shape: its numbers are laid out otherwise" in capsys.readouterr().err
