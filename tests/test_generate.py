@@ -256,5 +256,6 @@ def test_a_generator_is_trained_further_from_a_run_or_from_an_exported_one(
             torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
 
     capsys.readouterr()
-    assert dispatch(["run", str(config), f"from={tmp_path / 'small'}", "stages.0.shape.hidden=4", "--out", str(tmp_path / "no")]) == 2
+    words = [f"from={tmp_path / 'small'}", "stages.0.shape.hidden=4", "--out", str(tmp_path / "no")]
+    assert dispatch(["run", str(config), *words]) == 2
     assert "stages.0.shape: its numbers are laid out otherwise" in capsys.readouterr().err
