@@ -47,7 +47,7 @@ class SceneKind:
 
     config: str = key("configuration whose first stage it is")
     steps: int = key("of a run; schedules are scaled to it", lo=1)
-    set: tuple[str, ...] = key("overrides, key=value", ())
+    set: tuple[str, ...] = key("overrides of that configuration, key=value", ())
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Comparison:
 
     def tree(self, scene: SceneKind, row: Objective) -> dict[str, Any]:
         """The configuration of a row's runs: the first stage of the scene's, with another guidance."""
-        tree = loader.read(scene.config)
+        tree = loader.read(scene.config, scene.set)
         stage = row.of(tree["stages"][0], scene.steps)
         if row.after is not None:
             stage = ended(stage) | {"steps": max(1, round(row.share * scene.steps))}
@@ -130,8 +130,8 @@ def make(comparison: Comparison, out: Path, scene: str, prompt: str, seed: int) 
     """Makes all rows' runs of one scene, prompt and seed, and measures them. Returns what went wrong, a line each."""
     failures = []
     for name, row in comparison.objectives.items():
-        place, kind = Place(out, scene, name, prompt, seed), comparison.scenes[scene]
-        overrides = [*LEAN, *comparison.set, *kind.set, *row.set, f"prompt={prompt}", f"seed={seed}"]
+        place = Place(out, scene, name, prompt, seed)
+        overrides = [*LEAN, *comparison.set, *row.set, f"prompt={prompt}", f"seed={seed}"]
         if row.after is not None:
             overrides.append(f"from={Place(out, scene, row.after, prompt, seed).folder()}")
         config = out / slug(scene) / f"{slug(name)}.yaml"
@@ -239,7 +239,7 @@ def prepare(comparison: Comparison, out: Path) -> None:
         for name, row in comparison.objectives.items():
             file = out / slug(scene) / f"{slug(name)}.yaml"
             file.write_text(yaml.safe_dump(comparison.tree(kind, row), sort_keys=False))
-            loader.load(str(file), [*comparison.set, *kind.set, *row.set])
+            loader.load(str(file), [*comparison.set, *row.set])
 
 
 def begin(file: Path, out: Path) -> tuple[list[Callable[[], list[str]]], Callable[[], None]]:
