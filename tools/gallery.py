@@ -121,9 +121,9 @@ class Made:
 
 
 def demos() -> list[str]:
-    """The names of the demos that make one object."""
+    """The names of the demos that make one object, from nothing."""
     names = ["demo", *(f"demo/{file.stem}" for file in sorted((loader.CONFIGS / "demo").glob("*.yaml")))]
-    return [name for name in names if loader.read(name).get("prompts") is None and "scene" not in name]
+    return [name for name in names if not {"prompts", "from"} & loader.read(name).keys() and "scene" not in name]
 
 
 def draw(n: int, names: Sequence[str], seed: int) -> list[tuple[str, str]]:
