@@ -233,8 +233,8 @@ def test_the_built_in_generator_knows_the_corpus(tmp_path: Path) -> None:
     mesh = trimesh.load_mesh(tmp_path / "a-green-duck.ply")
     assert likeness(np.asarray(mesh.vertices), np.asarray(mesh.faces), truth(prompt)).iou > 0.5
 
-    words = [f"prompt={prompt}", "from=builtin", "stages.0.steps=1", "mesh.resolution=16", "turntable={frames: 1, size: 64}"]
-    assert dispatch(["run", "demo", *words, "--out", str(tmp_path / "run")]) == 0
+    words = [f"prompt={prompt}", "stages.0.steps=1", "mesh.resolution=16", "turntable={frames: 1, size: 64}"]
+    assert dispatch(["run", "demo/generated", *words, "--out", str(tmp_path / "run")]) == 0
     told = json.loads((tmp_path / "run/results.json").read_text())["judged"]
     assert told["nearest"] == prompt and told["named"] >= 9
 
