@@ -121,7 +121,7 @@ class Made:
 
 
 def demos() -> list[str]:
-    """The names of the demos that make one object, from nothing."""
+    """The names of the demos that make one object, without a generator."""
     names = ["demo", *(f"demo/{file.stem}" for file in sorted((loader.CONFIGS / "demo").glob("*.yaml")))]
     return [name for name in names if not {"prompts", "from"} & loader.read(name).keys() and "scene" not in name]
 
