@@ -124,12 +124,6 @@ class Maker:
         self.views = build(stage.terms[0].views)
         self.guidance = next((term.guidance for term in stage.terms if takes(term.guidance, "prompts")), None)
 
-    def fits(self, scene: Scene) -> bool:
-        """Whether the shape of a scene has numbers of the same names and sizes."""
-        mine, theirs = ([(entry.name, entry.shape) for entry in layout.entries if entry.name.startswith("geometry.")]
-                        for layout in (self.scene.layout, scene.layout))
-        return mine == theirs
-
     @cached_property
     def prior(self) -> Prior:
         """The diffusion model whose encoder reads the prompts."""

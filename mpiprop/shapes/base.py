@@ -32,9 +32,14 @@ class Shape(nn.Module):
         """Fits the numbers to a mesh file, if there is one. Called on rank 0 alone, and only for a stage that begins with
         nothing before it, since it can take long."""
 
+    def fits(self, other: "Shape") -> bool:
+        """Whether another shape's numbers have the same names and sizes."""
+        mine, theirs = ({name: tensor.shape for name, tensor in _tensors(shape).items()} for shape in (self, other))
+        return mine == theirs
+
     def check_start(self, previous: "Shape") -> None:
         """Raises UserError where it cannot begin with a previous stage's shape: by default one of another layout."""
-        if _sizes(self) != _sizes(previous):
+        if not self.fits(previous):
             raise UserError(f"this stage's shape, a {type(self).__name__}, is laid out otherwise than the "
                             f"{type(previous).__name__} before it: give both the same keys, or use a DMTet, which "
                             "begins with any surface")
@@ -50,7 +55,3 @@ class Shape(nn.Module):
 
 def _tensors(shape: Shape) -> dict[str, Tensor]:
     return {**dict(shape.named_parameters()), **shape.riding()}
-
-
-def _sizes(shape: Shape) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in _tensors(shape).items()}

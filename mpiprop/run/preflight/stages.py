@@ -173,7 +173,7 @@ def _can_begin(stage: Stage, before: Stage | None, path: str) -> None:
 def _can_begin_with(stage: Stage, maker: Maker, path: str) -> None:
     """Raises UserError where the stage's shape cannot begin with a generator, or with what that makes of the prompt."""
     if isinstance(stage.scene.shape, Generator):
-        if not maker.fits(stage.scene):
+        if not stage.scene.shape.fits(maker.scene.shape):
             raise UserError(f"{path}: its numbers are laid out otherwise than those of the generator from={stage.run.from_}; "
                             "give it the keys of that one's config.yaml")
         return
