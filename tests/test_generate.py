@@ -124,6 +124,7 @@ def test_files_of_prompts_that_look_alike_have_names_of_their_own() -> None:
 def test_an_exported_generator_makes_the_same_objects(trained: Path, tmp_path: Path, capsys) -> None:
     assert dispatch(["export", str(trained), "--format", "generator", "--out", str(tmp_path / "small")]) == 0
     assert sorted(contents(tmp_path / "small")) == ["config.yaml", "generator.safetensors"]
+    assert len({file.stat().st_mode for file in (tmp_path / "small").iterdir()}) == 1  # whoever reads one reads the other
     for source in (trained, tmp_path / "small"):
         assert generate(source, "a green ball", "--format", "ply", "--out", tmp_path / source.name) == 0
     ours, theirs = (trimesh.load_mesh(tmp_path / name / "a-green-ball.ply") for name in ("run", "small"))

@@ -78,7 +78,7 @@ class Trained:
 
     def write(self, folder: Path) -> None:
         """Writes config.yaml and the numbers in half precision into `folder`, which is made."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         half = {name: numbers.half().contiguous() for name, numbers in self.numbers.items()}
         if bad := [name for name, numbers in half.items() if not numbers.isfinite().all()]:
@@ -87,7 +87,8 @@ class Trained:
         with atomic(folder / "config.yaml") as part:
             part.write_text(self.config)
         with atomic(folder / folders.GENERATOR) as part:
-            save_file(half, part, {"format": FORMAT, "mpiprop": __version__, "step": str(self.step)})
+            # save_file would make a file that no other user can read
+            part.write_bytes(save(half, {"format": FORMAT, "mpiprop": __version__, "step": str(self.step)}))
 
     @property
     def config(self) -> str:
