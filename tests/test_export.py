@@ -91,6 +91,23 @@ def test_cells_are_spent_on_the_object() -> None:
     assert len(np.unique(small.vertices[:, 0].round(5))) >= 30
 
 
+def test_distances_are_evaluated_near_the_surface_and_make_the_same_mesh() -> None:
+    """A torus, its distance stretched by up to 2.5, as networks stretch them."""
+    points: list[int] = []
+
+    def torus(x: Tensor) -> Tensor:
+        points.append(len(x))
+        around = torch.stack([x[:, :2].norm(dim=-1) - 0.5, x[:, 2]])
+        return (0.12 - around.norm(dim=0)) * (2 + 0.5 * torch.sin(9 * x[:, 0]))
+
+    everywhere, points_everywhere = iso_surface(torus, 0.8, 96, 0.0, quiet), sum(points)
+    points.clear()
+    near = iso_surface(torus, 0.8, 96, 0.0, quiet, distance=True)
+    np.testing.assert_array_equal(near.faces, everywhere.faces)
+    np.testing.assert_array_equal(near.vertices, everywhere.vertices)
+    assert sum(points) - 49**3 < 0.5 * (points_everywhere - 49**3)  # the first pass is the same
+
+
 def test_auto_threshold_is_the_mean_where_not_empty() -> None:
     """A pyramid 8 (1 - m), m = 2 |x|_max, has mean 2 in its cube; its tight box is m < 0.9, its mean 2.6 there."""
     said: list[str] = []

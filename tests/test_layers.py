@@ -28,7 +28,7 @@ DOORS = {
     "gsplat": ("render/",),
     "plyfile": ("shapes/",),
     "tinycudann": ("shapes/",),
-    "skimage": ("io/", "metrics/"),
+    "skimage": ("geometry/", "io/", "metrics/"),
     "trimesh": ("cli/", "geometry/", "io/", "metrics/", "shapes/"),
     "xatlas": ("io/",),
     "fast_simplification": ("io/",),

@@ -1,6 +1,6 @@
 """The surface of a density field as a triangle mesh with colours or a texture, fit for other programs.
 
-Marching cubes: Lorensen and Cline 1987, section 4. Fewer faces by quadric errors: Garland and Heckbert 1997, section 4.
+Fewer faces by quadric errors: Garland and Heckbert 1997, section 4.
 Letters: N points, V vertices, F faces, X x Y x Z grid points. World: right-handed, z up, azimuth 0 on +x ("front").
 """
 
@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
 
 from mpiprop.core.errors import RunError
 from mpiprop.io.atlas import Atlas, Texture, paint, unwrap
-from mpiprop.geometry.isosurface import CHUNK, EMPTY, MARGIN
+from mpiprop.geometry.isosurface import MARGIN, Function, Grid, evaluated
 from mpiprop.geometry.triangles import vertex_normals
 from mpiprop.shapes.clouds.base import Cloud
-from mpiprop.shapes.fields.base import Field
+from mpiprop.shapes.fields.base import DistanceField, Field
 from mpiprop.shapes.surfaces.base import Surface, TexturedSurface
 
 if TYPE_CHECKING:
     from mpiprop.objective.scene import Scene
 
 Say = Callable[[str], None]
-Function = Callable[[Tensor], Tensor]  # of points [N, 3]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ def extract(scene: "Scene", resolution: int = 128, threshold: float | Literal["a
     else:
         assert isinstance(shape, (Field, Cloud))
         level = shape.level if isinstance(shape, Field) and shape.level is not None else threshold
-        mesh = iso_surface(lambda x: shape.solid(x.to(scene.device)), shape.radius, resolution, level, say, parts)
+        mesh = iso_surface(lambda x: shape.solid(x.to(scene.device)), shape.radius, resolution, level, say, parts,
+                           isinstance(shape, DistanceField))
     return finish(mesh, lambda x: scene.albedo(x.to(scene.device)), faces, texture, height_m, say)
 
 
@@ -84,21 +83,22 @@ def finish(mesh: Mesh, albedo: Function, faces: int = 0, texture: int = 0, heigh
 
 
 def iso_surface(density: Function, bound: float, resolution: int = 128, threshold: float | Literal["auto"] = "auto",
-                say: Say = print, parts: float = 0.01) -> Mesh:
+                say: Say = print, parts: float = 0.01, distance: bool = False) -> Mesh:
     """The closed surface where `density` (points [N, 3] -> [N]) falls through `threshold` inside [-bound, bound]^3.
 
     A first, coarser pass finds the box that holds the surface; the second spends `resolution` cells on its longest
     side. "auto" is, in each pass, the mean of the densities that are not empty; the last is said through `say`.
-    `parts`: see `without_crumbs`. Raises RunError where nothing is there.
+    `parts`: see `without_crumbs`. distance: whether `density` is like a signed distance, nowhere steeper than on the
+    first pass's grid; the second then evaluates it near the surface alone. Raises RunError where nothing is there.
     """
-    box = np.array([[-bound] * 3, [bound] * 3])
-    lo, spacing, field = _sample(density, box, max(2, resolution // 2))
-    coarse, _ = _march(lo, spacing, field, _level(field, threshold))
-    extent = np.ptp(coarse, axis=0)
-    tight = np.clip([coarse.min(0) - MARGIN * extent, coarse.max(0) + MARGIN * extent], -bound, bound)
-    lo, spacing, field = _sample(density, tight, resolution)
-    level = _level(field, threshold)
-    vertices, faces = _march(lo, spacing, field, level)
+    first = Grid.over(np.array([[-bound] * 3, [bound] * 3]), max(2, resolution // 2)).filled(density)
+    vertices, _ = first.march(level := first.level(threshold))
+    extent = np.ptp(vertices, axis=0)
+    tight = np.clip([vertices.min(0) - MARGIN * extent, vertices.max(0) + MARGIN * extent], -bound, bound)
+    second = Grid.over(tight, resolution)
+    second = second.filled_near(density, level, first) if distance else second.filled(density)
+    level = second.level(threshold)
+    vertices, faces = second.march(level)
     mesh = without_crumbs(Mesh(np.clip(vertices, -bound, bound).astype(np.float32), faces), parts)
     chosen = "mean of the density where not empty" if threshold == "auto" else "as configured"
     say(f"mesh: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces at density {level:.4g} ({chosen})")
@@ -171,40 +171,4 @@ def _with_own_texture(scene: "Scene", shape: TexturedSurface, say: Say) -> Mesh:
 
 
 def _colours(function: Function, x: ndarray) -> ndarray:
-    return _chunked(function, torch.from_numpy(x)).clip(0, 1)
-
-
-def _chunked(function: Function, x: Tensor) -> ndarray:
-    with torch.no_grad():
-        return torch.cat([function(piece).float().cpu() for piece in x.split(CHUNK)]).numpy()
-
-
-def _sample(density: Function, box: ndarray, resolution: int) -> tuple[ndarray, float, ndarray]:
-    """The first grid point [3], the side of a cell, and the densities [X, Y, Z] of a grid of cubes over the box."""
-    extent = box[1] - box[0]
-    spacing = extent.max() / resolution
-    axes = [torch.arange(int(np.ceil(side / spacing - 1e-6)) + 1, dtype=torch.float64) * spacing for side in extent]
-    x = torch.cartesian_prod(*(axis + low for axis, low in zip(axes, box[0]))).float()
-    field = _chunked(density, x).reshape([len(axis) for axis in axes])
-    if not np.isfinite(field).all():
-        raise RunError("mesh: the density is not finite everywhere; export an earlier checkpoint")
-    return box[0], spacing, field
-
-
-def _level(field: ndarray, threshold: float | Literal["auto"]) -> float:
-    """The density at the surface. Raises RunError where the field nowhere exceeds it."""
-    something = field[field > EMPTY]
-    level = (something.mean(dtype=np.float64) if len(something) else EMPTY) if threshold == "auto" else threshold
-    if field.max() < level or not len(something):
-        raise RunError(f"mesh: the field is empty: no density above {level:.4g} (largest {field.max():.4g}); "
-                       "train longer, or lower mesh.threshold")
-    return float(level)
-
-
-def _march(lo: ndarray, spacing: float, field: ndarray, level: float) -> tuple[ndarray, ndarray]:
-    """Vertices [V, 3] and outward faces [F, 3]; empty space around the grid closes what reaches its border."""
-    from skimage.measure import marching_cubes
-
-    level = min(level, np.nextafter(field.max(), 0, dtype=np.float32))  # a field of one value is a full box
-    vertices, faces, _, _ = marching_cubes(np.pad(field, 1), level, gradient_direction="ascent", allow_degenerate=False)
-    return lo + (vertices - 1) * spacing, faces.astype(np.int32)
+    return evaluated(function, torch.from_numpy(x)).clip(0, 1)
