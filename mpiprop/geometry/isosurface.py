@@ -70,7 +70,8 @@ class Grid:
     def _with(self, function: Function, where: ndarray) -> "Grid":
         """The grid with a function's values at some of its points [X, Y, Z]. Raises RunError where one is not finite."""
         values, axes = self.values.copy(), self.axes
-        for part in np.split(every := where.ravel().nonzero()[0], range(CHUNK, len(every), CHUNK)):
+        points = where.ravel().nonzero()[0]
+        for part in np.split(points, range(CHUNK, len(points), CHUNK)):
             at = np.unravel_index(part, values.shape)
             x = np.stack([axis[i] for axis, i in zip(axes, at)], 1)
             values[at] = evaluated(function, torch.from_numpy(x).float())
