@@ -49,8 +49,10 @@ class Grid:
 
     @property
     def steepest(self) -> float:
-        """The largest difference of neighbours over their distance."""
-        return max(np.abs(np.diff(self.values, axis=i)).max() for i in range(3)) / self.spacing
+        """The length of the steepest gradient, by differences of neighbours."""
+        f = self.values
+        ahead = f[1:, :-1, :-1], f[:-1, 1:, :-1], f[:-1, :-1, 1:]
+        return np.sqrt(sum((there - f[:-1, :-1, :-1]) ** 2 for there in ahead).max()) / self.spacing
 
     def filled(self, function: Function) -> "Grid":
         """The grid with a function's values."""
@@ -71,6 +73,7 @@ class Grid:
         """The grid with a function's values at some of its points [X, Y, Z]. Raises RunError where one is not finite."""
         values, axes = self.values.copy(), self.axes
         points = where.ravel().nonzero()[0]
+        # in parts, since the coordinates of all points of a fine grid take gigabytes
         for part in np.split(points, range(CHUNK, len(points), CHUNK)):
             at = np.unravel_index(part, values.shape)
             x = np.stack([axis[i] for axis, i in zip(axes, at)], 1)

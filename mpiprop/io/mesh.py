@@ -1,7 +1,7 @@
 """The surface of a density field as a triangle mesh with colours or a texture, fit for other programs.
 
 Fewer faces by quadric errors: Garland and Heckbert 1997, section 4.
-Letters: N points, V vertices, F faces, X x Y x Z grid points. World: right-handed, z up, azimuth 0 on +x ("front").
+Letters: N points, V vertices, F faces. World: right-handed, z up, azimuth 0 on +x ("front").
 """
 
 from collections.abc import Callable
